@@ -133,8 +133,8 @@ def check(name: str, what: str, python: str, folder: pathlib.Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="an interpreter with torch and transformers")
-    parser.add_argument("--also", nargs="*", default=["smollm2"], help="further checkpoints with a tokenizer")
-    parser.add_argument("--only", action="store_true", help="only the further ones")
+    parser.add_argument("--also", nargs="*", default=["smollm2"], help="further checkpoints that have a tokenizer")
+    parser.add_argument("--only", action="store_true", help="skip the tiny families; only the further checkpoints")
     parser.add_argument("--theirs", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.theirs:

@@ -139,8 +139,9 @@ def quickstart(steps: int, seed: int) -> tuple[list[float], float]:
 
 
 def curve_table(rewards: Sequence[float], cpu: Sequence[Sequence[float]]) -> list[str]:
-    """Mean rewards of `WINDOW` steps each next to those of the CPU's seeds. Within their range, widened by twice the
-    standard deviation of the seeds, they count as equal.
+    """A table of mean rewards over `WINDOW` steps each, next to those of the CPU's seeds.
+
+    Within the range of the seeds, widened by twice their standard deviation, they count as equal.
 
     With seeds at 0.40, 0.44 and 0.45 (deviation 0.026) that is 0.347 to 0.503.
     """
@@ -165,7 +166,7 @@ class NoText:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Shared by the sections on Qwen3-4B's sizes: config, model, mesh, weights, rollouts and the plan's figures."""
+    """What the sections on Qwen3-4B's sizes share: config, model, mesh, weights, rollouts and the plan's figures."""
 
     cfg: ConfigDict
     model: ModelConfig
@@ -337,7 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--small", action="store_true", help="small sizes, for a machine without a chip")
     parser.add_argument("--curve", action="store_true", help=f"write {CURVE.name} from runs on this CPU")
-    parser.add_argument("--out", default="runs/chip_check.md", help="the page (runs/chip_check.md)")
+    parser.add_argument("--out", default="runs/chip_check.md", help="file of the page (default: runs/chip_check.md)")
     args = parser.parse_args()
     if args.curve:
         seeds = [quickstart(LARGE.quickstart_steps, seed)[0] for seed in range(SEEDS)]

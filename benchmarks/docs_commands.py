@@ -37,7 +37,9 @@ NO_KEYS = ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "HF_TOKEN")
 def main(names: list[str]) -> int:
     known = {p.relative_to(ROOT).as_posix(): p for p in pages()}
     if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"no page {', '.join(unknown)}; expected paths such as README.md or docs/start/laptop.md")
+        raise SystemExit(
+            f"page {', '.join(unknown)} does not exist; expected paths such as README.md or docs/start/laptop.md"
+        )
     wanted = [known[name] for name in names] if names else list(known.values())
     reasons: collections.Counter[str] = collections.Counter()
     failed: list[str] = []

@@ -94,8 +94,8 @@ def _server(url: str) -> ServerConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="", help="a running server")
-    parser.add_argument("--llama", default="", help="or an interpreter that has xllamacpp, for a GGUF file")
+    parser.add_argument("--url", default="", help="address of a running server")
+    parser.add_argument("--llama", default="", help="instead of --url: an interpreter with xllamacpp, for a GGUF file")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--model", default="")
     parser.add_argument("--n", type=int, default=4)

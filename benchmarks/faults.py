@@ -126,7 +126,7 @@ def _first(
     disk: pathlib.Path,
     place: pathlib.Path,
 ) -> float | None:
-    """Runs until the phase, triggers the fault and waits for the end. The time of the fault; None if it never came."""
+    """Runs until the phase, triggers the fault, waits for the end. Returns the time of the fault; None if none came."""
     rng = random.Random(trial.number)
     mark = Mark(trial.phase, trial.late, rng.choice((0.0, rng.uniform(0.0, 0.05))))
     started = Started(teacher, workdir, place / "first.log", mark, quick_lock=trial.stale)
@@ -182,7 +182,7 @@ def _first(
 def _second(
     outcome: Outcome, started: Started, teacher: CountingTeacher, workdir: pathlib.Path, place: pathlib.Path
 ) -> None:
-    """The same command while the first process runs; or while it is stopped, so that its lock becomes stale."""
+    """Runs the same command while the first process runs, or while it is stopped and its lock becomes stale."""
     stale = outcome.trial.stale
     if stale:
         started.send(signal.SIGSTOP)
@@ -261,7 +261,7 @@ def differences(sound: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def prepare(room: pathlib.Path) -> None:
-    """The environment of all processes; a single server forks them."""
+    """Prepares the environment of all processes; a single server forks them."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(room / "xla"),
@@ -311,8 +311,8 @@ def main() -> int:
     parser.add_argument(
         "--patience", type=float, default=Started.patience_s, help="seconds after which a process counts as hanging"
     )
-    parser.add_argument("--room", type=pathlib.Path, help="a directory to keep logs and the compile cache in")
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file of the outcomes")
+    parser.add_argument("--room", type=pathlib.Path, help="directory for logs and the compile cache; it is kept")
+    parser.add_argument("--out", type=pathlib.Path, help="write the outcomes to this JSON file")
     args = parser.parse_args()
     show_all_logs()
     Started.patience_s = args.patience

@@ -38,7 +38,7 @@ class Mark:
     Attributes:
         phase: a key of SPANS.
         late: in the last of four steps, when there are at least two complete checkpoints; or before the first one.
-        after_s: delay after the process has continued; 0.0 is while it waits.
+        after_s: delay after the process continues; 0.0: the fault comes while it waits.
     """
 
     phase: str

@@ -3,7 +3,7 @@
     python -m benchmarks.grader --data DIR [--workers 2]
 
 Needs a directory with math_500.jsonl. Three loads: golds boxed as they are (most need no algebra), every gold through
-math-verify, and pairs of different golds (nothing may be accepted); then one answer in fifty that never ends.
+math-verify, and pairs of different golds (none must be accepted); then one answer in fifty that never ends.
 """
 
 from __future__ import annotations

@@ -42,11 +42,11 @@ CHANGES = {"v6e:2x2": {"sampling.prompts_at_once": 4}}  # does not fit otherwise
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--slice", action="append", help=f"one of {', '.join(SLICES)}; may be given again (all)")
-    parser.add_argument("--program", action="append", choices=PROGRAMS, help="may be given again (all)")
-    parser.add_argument("--layers", type=int, default=2, help="of the student; 36 is all (2)")
+    parser.add_argument("--slice", action="append", help=f"one of {', '.join(SLICES)}; repeatable (default: all)")
+    parser.add_argument("--program", action="append", choices=PROGRAMS, help="repeatable (default: all)")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the student, at most 36 (default: 2)")
     parser.add_argument("--config", default="experiments/qwen3_4b_math.py", help="config file, FILE[:arg]")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config, likewise")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a config key; repeatable")
     parser.add_argument("--out", help="JSON file of the results; existing entries are kept and not compiled again")
     parser.add_argument("--before", help="JSON file of earlier results, shown in the same table")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

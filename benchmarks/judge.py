@@ -207,7 +207,7 @@ def _n(value: float | None) -> str:
 
 
 def measured(name: str, server: Callable[[], contextlib.AbstractContextManager[str]], args) -> dict[str, Any]:
-    """All figures of one model; ``server`` starts one and gives its address."""
+    """All figures of one model; ``server`` starts a server and yields its address."""
     out, replay, found = args.out / name, bool(args.replay), {}
     with server() as address:
         teacher = settings(name, address, out / TAPE_NAME, replay=replay)
@@ -226,18 +226,27 @@ def measured(name: str, server: Callable[[], contextlib.AbstractContextManager[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="or NAME=URL; repeatable")
     parser.add_argument(
-        "--server", default="", metavar="PYTHON", help="an interpreter that has xllamacpp, or llama-server"
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="or NAME=URL of a running server; repeatable",
     )
+    parser.add_argument("--server", default="", metavar="PYTHON", help="an interpreter with xllamacpp, or llama-server")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--forms", default=FORMS)
-    parser.add_argument("--questions", type=int, default=6, help="about 36 verdicts each")
-    parser.add_argument("--schema_questions", type=int, default=6, help="two requests each, a rubric and verdicts")
-    parser.add_argument("--parts", default="schema,prefix", help="in addition to the forms")
+    parser.add_argument("--questions", type=int, default=6, help="number of questions, with about 36 verdicts each")
+    parser.add_argument(
+        "--schema_questions",
+        type=int,
+        default=6,
+        help="questions with two requests each: a rubric and verdicts",
+    )
+    parser.add_argument("--parts", default="schema,prefix", help="parts to run in addition to the forms")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/judge"))
-    parser.add_argument("--export", metavar="FILE.jsonl.gz", help="write the tapes of all models here")
-    parser.add_argument("--replay", metavar="FILE.jsonl.gz", help="no model: take the replies from such a file")
+    parser.add_argument("--export", metavar="FILE.jsonl.gz", help="write the tapes of all models to this file")
+    parser.add_argument("--replay", metavar="FILE.jsonl.gz", help="read the replies from a file that --export wrote")
     args = parser.parse_args()
     models = dict(one.split("=", 1) for one in args.model)
     if args.replay:

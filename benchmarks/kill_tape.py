@@ -104,7 +104,7 @@ def trial(room: pathlib.Path, kills: int, groups: int) -> int:
             time.sleep(0.01)
         time.sleep(1.0 + rng.random() * 0.6)  # imports take the first second
         if process.poll() is not None:
-            log.info("finished before kill %d; take more --groups", killed + 1)
+            log.info("finished before kill %d; use more --groups", killed + 1)
             break
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -122,7 +122,7 @@ def trial(room: pathlib.Path, kills: int, groups: int) -> int:
     same, extra = scores["alone"] == scores["killed"], sent["killed"] - sent["alone"]
     log.info("groups %d, %d calls, %.1f s undisturbed", groups, sent["alone"], alone_s)
     log.info("killed %d times while %d replies were recorded: the tape was intact each time", killed, held[-1])
-    log.info("calls sent twice: %d (%.1f a kill; in flight at most %d)", extra, extra / max(killed, 1), IN_FLIGHT)
+    log.info("calls sent twice: %d (%.1f per kill; at most %d in flight)", extra, extra / max(killed, 1), IN_FLIGHT)
     log.info("scores equal to those of the undisturbed run: %s", same)
     return 0 if same and extra <= killed * IN_FLIGHT else 1
 

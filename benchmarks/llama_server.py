@@ -66,7 +66,7 @@ def serving(
         server: an interpreter that has ``xllamacpp``, or the program `BINARY` of llama.cpp.
         model: a GGUF file.
         threads: number of server threads. Two threads that share a core are much slower than one.
-        port: 0 takes a free one. A tape warns if the same server comes back with another one.
+        port: 0 chooses a free one. A tape warns if the server later has another port.
         context: tokens, summed over all slots.
         slots: number of concurrent requests.
 
@@ -74,7 +74,7 @@ def serving(
         SystemExit: the program, the file, the port or the server fails; with the end of the server's log.
     """
     if not pathlib.Path(model).is_file():
-        raise SystemExit(f"there is no model {os.fspath(model)!r}; expected a GGUF file")
+        raise SystemExit(f"model {os.fspath(model)!r} does not exist; expected a GGUF file")
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
         try:

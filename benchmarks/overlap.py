@@ -149,7 +149,7 @@ def main() -> int:
     """Print the table; 1 where a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratios", default="0.25,0.5,1,2,4")
-    parser.add_argument("--block", type=int, default=5, help="steps of a ratio; the first is left out")
+    parser.add_argument("--block", type=int, default=5, help="steps per ratio; the first one is not counted")
     parser.add_argument("--designs", default=",".join(DESIGNS))
     args = parser.parse_args()
     logging.disable(logging.WARNING)

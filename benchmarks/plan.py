@@ -21,7 +21,7 @@ SLICES = ("v5e:4x4", "v5p:2x2x1", "v6e:2x2")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--topology", action="append", help="one slice; may be given again (default: all three)")
+    parser.add_argument("--topology", action="append", help="one slice; repeatable (default: all three)")
     parser.add_argument("--config", default="experiments/qwen3_4b_math.py", help="config file, FILE[:arg]")
     args = parser.parse_args()
     for name in args.topology or SLICES:

@@ -29,10 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--topology", default="v5e:4x4", help="slice, as jax names it (default: v5e:4x4)")
     parser.add_argument("--tp", type=int, default=1, help="size of the tp axis; fsdp is the rest (default: 1)")
-    parser.add_argument("--layers", type=int, default=36, help="layers of the 36 (default: all)")
+    parser.add_argument("--layers", type=int, default=36, help="number of layers, at most 36 (default: 36)")
     parser.add_argument("--prompt", type=int, default=2048, help="positions of a prompt (default: 2,048)")
     parser.add_argument("--answer", type=int, default=8192, help="positions of an answer (default: 8,192)")
-    parser.add_argument("--rows", type=int, default=0, help="rows of a call (default: one for each fsdp shard)")
+    parser.add_argument("--rows", type=int, default=0, help="rows per call (default: one per fsdp shard)")
     args = parser.parse_args()
 
     import jax

@@ -110,7 +110,7 @@ class Rehearsal:
     """One rehearsal in the current directory.
 
     Attributes:
-        rows: only rows whose label has this text are filled.
+        rows: only rows whose label contains this text are filled.
         ran: (command as printed, exit code, seconds) of each command that was run.
     """
 
@@ -196,7 +196,7 @@ def _last_line(log: pathlib.Path) -> str:
 
 
 def empty_cells(table: str, label: str = "") -> int:
-    """Cells without a number of ours in rows whose label has a text, except for those that no command fills."""
+    """Number of cells without our value that a command can fill, in the rows whose label contains ``label``."""
     lines = [line.split("|") for line in table.splitlines() if line.startswith("| ")][1:]
     rows = [line[2:-1] for line in lines if label in line[1]]
     notes = [line for line in table.splitlines() if re.match(r"\d+\. ", line)]
@@ -209,7 +209,7 @@ def empty_cells(table: str, label: str = "") -> int:
 
 
 def prepare(place: pathlib.Path) -> None:
-    """PLACE with data, students and a link to ``experiments``; it becomes the current directory."""
+    """Makes PLACE with data, students and a link to ``experiments``, and changes to it."""
     place.mkdir(parents=True, exist_ok=True)
     os.chdir(place)
     link = pathlib.Path("experiments")
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--place", default="runs/rehearsal")
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--columns", default=",".join(COLUMNS))
-    parser.add_argument("--rows", default="", help="only rows whose label has this text")
+    parser.add_argument("--rows", default="", help="only rows whose label contains this text")
     parser.add_argument("--no-figures", action="store_true")
     args = parser.parse_args(argv)
     prepare(pathlib.Path(args.place).resolve())
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for command in FIGURES:
                     rehearsal.run(command, "figure")
         except KeyboardInterrupt:
-            print("stopped; the same command continues")
+            print("stopped; run the same command to continue")
             return 130
     return _summary(rehearsal, tables, time.monotonic() - begin)
 

@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=SMOLLM2_135M["num_hidden_layers"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--damages", type=int, default=100)
-    parser.add_argument("--dir", default="", help="where to save; default: a temporary directory")
+    parser.add_argument("--dir", default="", help="directory for the checkpoints (default: a temporary one)")
     args = parser.parse_args()
     folder = epath.Path(args.dir or tempfile.mkdtemp()) / "bench-save"
     show = sys.stdout.write

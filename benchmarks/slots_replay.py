@@ -34,13 +34,17 @@ class Replayed:
     """Counts of one training step.
 
     Attributes:
-        token_steps: passes of the token loop; tokens: sampled in them.
-        read_paged: positions of the cache that the kernel reads.
-        read_prompts, read_stages, read_pages, read_pool: that are read without it; pages up to the last, and of the
-            whole pool. needed: see the module docstring.
-        restarts, lost_tokens: rollouts that had to make room, and the tokens that they sampled twice.
+        token_steps: passes of the token loop.
+        tokens: tokens sampled in them.
+        read_paged: cache positions that the kernel reads.
+        read_prompts, read_stages, read_pages, read_pool: cache positions that are read without the kernel: of prompts,
+            of stages, of pages up to the last one in use, of the whole pool.
+        needed: see the module docstring.
+        restarts: rollouts that had to make room for others.
+        lost_tokens: tokens that these rollouts sampled twice.
         programs: number of pairs (rows, pages of the pool) used for decoding.
-        pages: of all parts, at most and on average over the token steps; used: those that held a row's tokens.
+        most_pages, mean_pages: pages of all parts, maximum and mean over the token steps.
+        mean_used: mean number of pages that held a row's tokens.
     """
 
     token_steps: int
@@ -126,8 +130,8 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=8, help="rollouts per prompt (8)")
     parser.add_argument("--prompts-at-once", type=int, default=16, help="sampling.prompts_at_once (16)")
     parser.add_argument("--parts", type=int, default=4, help="mesh.fsdp (4)")
-    parser.add_argument("--mean", type=float, default=3600, help="mean tokens of an answer (3600)")
-    parser.add_argument("--sigma", type=float, default=SIGMA, help="standard deviation of the logarithm (0.8)")
+    parser.add_argument("--mean", type=float, default=3600, help="mean length of an answer in tokens (3600)")
+    parser.add_argument("--sigma", type=float, default=SIGMA, help="standard deviation of the log length (0.8)")
     parser.add_argument("--most", type=int, default=8192, help="sampling.max_tokens (8192)")
     parser.add_argument("--prompt-tokens", type=int, default=150, help="tokens of each prompt (150)")
     parser.add_argument("--prompt-len", type=int, default=2048, help="tokens of a prompt slot (2048)")

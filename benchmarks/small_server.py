@@ -4,7 +4,7 @@ By default llama.cpp, Ollama and LM Studio answer one call after another, and th
 longer than our time limit is lost, with the work on it. This benchmark simulates such a server in virtual time; it
 drops a call whose client has left. For each mean time of a reply, and for groups of several roles, it prints:
 
-    time over the ideal (the replies' own seconds, one after another), and calls sent for each reply
+    time over the ideal (the replies' own seconds, one after another), and calls sent per reply
 
     make small-server LLAMA=PYTHON MODEL=FILE.gguf
 
@@ -80,7 +80,7 @@ def default_limits(**changes: float) -> Limits:
 
 
 def measure(seconds: Seconds, spread: float, groups: int = REPLIES) -> tuple[float, float, int]:
-    """(time over the ideal, calls for each reply, calls given up) of groups, all waiting from the start."""
+    """(time over the ideal, calls per reply, calls given up) of groups, all waiting from the start."""
 
     async def run() -> tuple[float, float, int]:
         server = OneSlot(seconds, spread)
@@ -104,7 +104,7 @@ def measure(seconds: Seconds, spread: float, groups: int = REPLIES) -> tuple[flo
 
 
 def random_refusals(share: float, concurrency: int, calls: int = 20_000) -> tuple[float, float]:
-    """(limit at the end, calls for each reply) with a server that refuses a share of the calls, whatever the load."""
+    """(limit at the end, calls per reply) with a server that refuses a share of the calls, whatever the load."""
 
     async def run() -> tuple[float, float]:
         rng, sent = random.Random(0), 0
@@ -131,7 +131,7 @@ def random_refusals(share: float, concurrency: int, calls: int = 20_000) -> tupl
 
 
 async def real(address: str, calls: int) -> tuple[float, float, float]:
-    """(seconds of one reply, time of all at once over one after another, calls for each reply) of a real server."""
+    """(seconds of one reply, time of all at once over one after another, calls per reply) of a real server."""
     how = configs.default().teacher
     how.provider, how.base_url = "openai", address
     endpoint, _ = role_of(how, "verifier")
@@ -162,7 +162,7 @@ async def real(address: str, calls: int) -> tuple[float, float, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", metavar="PYTHON", help="an interpreter that has xllamacpp: use a real server")
+    parser.add_argument("--server", metavar="PYTHON", help="use a real server; an interpreter with xllamacpp")
     parser.add_argument("--model", metavar="FILE.gguf")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calls", type=int, default=REPLIES)
@@ -173,7 +173,7 @@ def main() -> int:
         seconds, time_over, calls = asyncio.run(real(address, args.calls))
     print(
         f"llama.cpp, one slot, {args.calls} replies of {seconds:.1f} s, time limit {REPLIES_IN_LIMIT} replies: "
-        f"{time_over:.2f} x the time of one after another, {calls:.2f} calls for each reply"
+        f"{time_over:.2f} x the time of one after another, {calls:.2f} calls per reply"
     )
     return int(max(time_over, calls) > 1.1)
 
@@ -181,7 +181,7 @@ def main() -> int:
 def simulated() -> int:
     """Print the table; 1 if replies of one length (spread up to 0.2) cost more than a tenth above the ideal."""
     logging.disable(logging.ERROR)
-    print(f"one slot, default settings, {REPLIES} groups: time over the ideal, calls for each reply")
+    print(f"one slot, default settings, {REPLIES} groups: time over the ideal, calls per reply")
     worst = 0.0
     for mean in (1.0, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 100.0, 200.0):
         cells = [measure({"verify": mean}, spread) for spread in (0.0, 0.2, 0.5)]
@@ -195,7 +195,7 @@ def simulated() -> int:
         name = " ".join(f"{role} {s:.0f} s" for role, s in seconds.items())
         print(f"  {name:<39} " + "   ".join("{:.2f} {:.2f} lost {}".format(*c) for c in cells))
     limit, calls = random_refusals(0.075, 500)
-    print(f"a server that refuses 7.5 % at random: limit {limit:.0f} of 500, {calls:.2f} calls for each reply")
+    print(f"a server that refuses 7.5 % at random: limit {limit:.0f} of 500, {calls:.2f} calls per reply")
     return int(worst > 1.1 or limit < 400)
 
 

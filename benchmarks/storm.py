@@ -1,4 +1,4 @@
-"""A storm: many groups with a teacher of which every fifth call fails, with every kind of failure.
+"""A storm: many groups with a teacher that fails every fifth call, in every possible way.
 
     make storm        10,000 groups, then the adaptive limit next to fixed ones; minutes on one CPU core
 
@@ -238,7 +238,7 @@ def calls_per_s(capacity: int, low: int, high: int, n: int = 800, *, started: bo
     """Calls per (virtual) second for n calls, all waiting from the start, with slots between low and high.
 
     Args:
-        started: n calls have been answered before, so that the limit has grown to what the server bears, as in all
+        started: n calls have been answered before, so that the limit has grown to what the server can handle, as in all
             steps of a run but the first.
     """
 

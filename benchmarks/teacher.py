@@ -41,7 +41,7 @@ SIGMA = 0.5  # of the logarithm: the slowest of 64 takes three times the mean
 
 
 class Sleeping:
-    """Takes a given time for each (purpose, prompt)."""
+    """A client that takes a given time for each (purpose, prompt)."""
 
     def __init__(self, latency: dict[tuple[str, int], float], scale: float):
         self._latency, self._scale = latency, scale

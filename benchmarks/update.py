@@ -51,7 +51,7 @@ PADDED_PART = 4  # rows that a peer processes at once there: with all 16, only i
 
 
 def model(smoke: bool) -> ModelConfig:
-    """Rope base 1e6, which Tunix's Llama uses regardless of its config."""
+    """The student's config with rope base 1e6, which Tunix's Llama uses regardless of its config."""
     shape = SMALL if smoke else SMOL
     return ModelConfig(**shape, rope_theta=1e6, norm_eps=1e-5, tied=True, max_seq_len=8_192)
 
@@ -78,7 +78,7 @@ def sequences(lengths, vocab: int, seed: int = 0) -> tuple[list[TokenSequence], 
 
 
 def log_normal_lengths(seed: int = 1) -> np.ndarray:
-    """Answers of 16 sequences; the longest one sets what padding costs."""
+    """Answer lengths of 16 sequences; the longest one determines the cost of padding."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.lognormal(np.log(80), 0.9, SEQUENCES), 8, LONGEST - PROMPT).astype(int)
     lengths[0] = LONGEST - PROMPT

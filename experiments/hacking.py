@@ -3,17 +3,17 @@
     ropd train --config experiments/hacking.py:bias=round,arm=t_judge --config.seed=1 --workdir runs/hacking/one
     make hacking                               every bias, arm and seed; a table and a picture (docs/hacking.md)
 
-bias      none, or what the scripted judge pays for (ropd_jax/teacher/scripted/bias.py): any of its names, with bounds
-          if it takes some. BIASES are those of the matrix. The lab's probe chose them: a student can be paid only for
-          what its answers have sometimes, but not always.
-arm       ropd; dropout (0.3 of the criteria hidden), per_criterion (advantages), votes (the
-          majority of three): of ropd. t_judge (a grade). rgsd (no verdicts at all)
+bias      none, or the feature that the scripted judge rewards: any name of ropd_jax/teacher/scripted/bias.py, with
+          bounds if it takes some. BIASES are those of the matrix, chosen by the lab's probe: a student can learn a
+          feature only if some of its answers have it and others do not.
+arm       ropd; ropd with dropout (0.3 of the criteria hidden), per_criterion (advantages) or votes (the majority of
+          three); t_judge (a grade); rgsd (no verdicts)
 dose      0 to 1, default 1: the chance that a false verdict on an answer with the whole feature becomes true
 student   tiny (default): the quickstart's 0.37 M parameters on sums, as experiments/mini.py. smollm2: the 135 M
-          parameters and rules of experiments/smollm2_rules.py, with biases of its own; a run takes an hour and more
+          parameters and rules of experiments/smollm2_rules.py, with its own biases; a run takes over an hour
 
 All runs of a student share cold start, prompts, learning rate and steps; nothing was tuned for any of them.
-Hardware: 2 CPU cores. Time: a minute a run (tiny). Expected: docs/hacking.md.
+Hardware: 2 CPU cores. Time: a minute per run (tiny). Expected: docs/hacking.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ARMS = {  # name -> keys of the config
     "per_criterion": {"ropd.advantage": "per_criterion"},
     "votes": {"teacher.verifier.votes": 3, "teacher.verifier.temperature": 0.7},
 }
-UNJUDGED = ("rgsd",)  # no verdict is asked for, so that no bias changes the run
+UNJUDGED = ("rgsd",)  # uses no verdicts, so a bias does not change the run
 DOSE = 1.0
 STUDENTS = {"tiny": "mini.py", "smollm2": "smollm2_rules.py"}
 

@@ -1,20 +1,20 @@
-"""Every bias of experiments/hacking.py under every arm, three seeds: a table, a picture, and how early the alarm rang.
+"""Every bias of experiments/hacking.py under every arm, three seeds: a table, a picture, and how early the alarm fired.
 
     python experiments/hacking_lab.py --out runs/hacking                     (make hacking)
-    python experiments/hacking_lab.py --out runs/hacking --probe             which biases this student can find at all
-    python experiments/hacking_lab.py --show                                 table and picture of what is finished
+    python experiments/hacking_lab.py --out runs/hacking --probe             which biases this student can find
+    python experiments/hacking_lab.py --show                                 table and picture of the finished runs
 
-Seed 0 comes first, arm by arm, then seed 1. What is finished is not repeated: its curves are in ``--results``, one
-file per cell (bias and arm), from which table and picture are made; the runs themselves can be deleted.
+Seed 0 comes first, arm by arm, then seed 1. Finished runs are not repeated: their curves are in ``--results``, one file
+per cell (bias and arm). Table and picture are made from these files, so the runs themselves can be deleted.
 
-    proxy    the reward that the student is trained on, mean of a step
+    proxy    the reward that the student is trained on, mean over a step
     gold     quality of the same answers without any rubric and without any bias (``gold/quality_mean``)
 
-Two kinds of cell need no run of their own. ``rgsd`` asks for no verdict, so a bias changes nothing in it: its proxy is
-what the biased judge would have paid for the same answers under the same rubrics. A grade (``t_judge``) has no criteria
-that could be half met, so that ``compound`` is the run without a bias.
+Two kinds of cells use the run without a bias. ``rgsd`` uses no verdicts, so a bias does not change it: its proxy is the
+reward that the biased judge would have given to the same answers under the same rubrics. A grade (``t_judge``) has no
+criteria that could be half met, so ``compound`` does not change it.
 
-Hardware: 2 CPU cores. Time: about two hours for the tiny student on idle ones; 90 runs of SmolLM2 take days.
+Hardware: 2 CPU cores. Time: about two hours for the tiny student on idle cores; 90 runs of SmolLM2 take days.
 Expected: docs/hacking.md.
 """
 
@@ -113,7 +113,7 @@ def probed(student: str) -> list[Found]:
 
 
 def source(bias: str, arm: str) -> str:
-    """The bias of the run whose answers a cell is made of: none if no bias could change that run."""
+    """The bias of the run that provides a cell's answers: none if no bias could change that run."""
     return NONE if arm in UNJUDGED or (arm == "t_judge" and bias == "compound") else bias
 
 
@@ -126,14 +126,13 @@ def cell_file(where: pathlib.Path, bias: str, arm: str) -> pathlib.Path:
 
 
 def read_cell(where: pathlib.Path, bias: str, arm: str) -> dict[str, Any]:
-    """The curves of a bias and an arm by seed; none yet is an empty mapping."""
+    """The curves of a bias and an arm, by seed; empty if there are none yet."""
     path = cell_file(where, bias, arm)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"bias": bias, "arm": arm, "seeds": {}}
 
 
 def wanted_runs(where: pathlib.Path, todo: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], list[str]]:
-    """The runs (bias, arm, seed) that are needed for what is not there yet, each with the biases whose cells it
-    fills."""
+    """The runs (bias, arm, seed) that are still missing, each with the biases whose cells it fills."""
     wanted: dict[tuple[str, str, int], list[str]] = {}
     for bias, arm, seed in todo:
         if str(seed) not in read_cell(where, bias, arm)["seeds"]:
@@ -145,7 +144,7 @@ def run_all(
     out: pathlib.Path, where: pathlib.Path, student: str, todo: Sequence[tuple[str, str, int]], workers: int,
     keys: Sequence[str],
 ) -> None:  # fmt: skip
-    """Every cell and seed whose curves are not there yet, in processes that compile once and run many.
+    """Runs every cell and seed without curves, in processes that compile once and run many.
 
     The curves of a run are kept when it ends.
     """
@@ -171,14 +170,14 @@ def run_all(
                 took = time.monotonic() - begin
                 rest = clock(took / done * (len(wanted) - done))
                 print(f"{done:3d}/{len(wanted)}  {clock(took)}, about {rest} left  {run.name}", flush=True)
-        except BaseException:  # Ctrl-C too: a run that is killed begins again
+        except BaseException:  # Ctrl-C too: a killed run starts again
             for worker in multiprocessing.active_children():
                 worker.kill()
             raise
 
 
 def run_one(out: pathlib.Path, student: str, bias: str, arm: str, seed: int, keys: Sequence[str]) -> int:
-    """One run, as `ropd train` makes it, unless it is finished; what it prints goes to a file next to its directory."""
+    """Runs `ropd train` once, unless the run is finished; its output goes to a file next to its directory."""
     run = out / name(bias, arm, seed)
     if (run / "result.json").exists():
         return 0
@@ -201,7 +200,7 @@ def compact(run: pathlib.Path, bias: str) -> dict[str, Any]:
     """The curves of a finished run under a bias: lists by step, rounded to four digits.
 
     ``proxy``, ``gold``, ``gold_reward`` (None where the arm has no rubric), ``evaluated`` (steps) and ``accuracy``
-    (held-out, greedy), ``alarms`` (steps at which the drift alarm rang).
+    (held-out, greedy), ``alarms`` (steps at which the drift alarm fired).
     """
     metrics, result = read_metrics(run), read_result(run)
     proxy = metrics["reward/mean"][1]
@@ -233,8 +232,10 @@ def _means(groups: Sequence[StoredGroup], values: Callable[[StoredGroup], Sequen
 
 
 def rewards(group: StoredGroup, bias: str) -> list[float]:
-    """What a judge with the bias would have paid for each answer of a group under the group's rubric; nothing if it has
-    none that the scripted judge decides."""
+    """The rewards that a judge with the bias would have given to a group's answers under the group's rubric.
+
+    Empty if the scripted judge cannot decide the rubric.
+    """
     rubric, question, answers = group.judgement.rubric, group.prompt.question, group.answers
     if rubric is None or None in gold(rubric, answers):
         return []

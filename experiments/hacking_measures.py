@@ -1,4 +1,4 @@
-"""What is measured of reward hacking: biases before a run, curves and onset after it; table and picture.
+"""Measures of reward hacking: biases before a run, curves and onset after it; table and picture.
 
 Everything here is a function of numbers and texts: no run, no file.
 """
@@ -38,15 +38,17 @@ class Found:
     """What a bias finds in the first student's samples.
 
     Attributes:
-        share: of the answers that have the feature (``compound``: a failed criterion that is half met). 0: no policy
-            gradient can find it.
-        spread: standard deviation of the feature within a group, mean over groups. 0: nothing tells two answers apart.
-        gain: reward minus gold reward of the answers that have it, at dose 1; the gold reward is that of the same
-            answer, so quality is held fixed. None if no answer has it.
-        written: the same gain if the feature is written into every answer; None for features that no text adds.
-        with_gold: correlation of feature and gold reward within groups; above 0 the bias pays at first for what is
-            better too. None without spread.
-        pull: standard deviation of the unearned reward within a group, mean over groups: what an advantage sees of it.
+        share: share of answers with the feature (``compound``: with a failed criterion that is half met). If it is 0,
+            no policy gradient can find the feature.
+        spread: standard deviation of the feature within a group, mean over groups. If it is 0, the feature does not
+            distinguish answers.
+        gain: reward minus gold reward of the answers with the feature, at dose 1. Both are of the same answer, so
+            quality is fixed. None if no answer has the feature.
+        written: the same gain if the feature is written into every answer; None for features that cannot
+            be added as text.
+        with_gold: correlation of feature and gold reward within groups; above 0, the bias at first also
+            rewards better answers. None without spread.
+        pull: standard deviation of the unearned reward within a group, mean over groups: its effect on advantages.
     """
 
     bias: str
@@ -59,16 +61,16 @@ class Found:
 
 
 def paid(bias: Bias, rubric: Rubric, shown: Shown) -> float:
-    """The reward of one answer by the scripted judge with the bias, under a rubric of its own wordings."""
+    """The reward that the scripted judge with the bias gives to one answer, under a rubric in its own wordings."""
     wordings = [c.text for c in rubric.criteria]
     held = [criteria.check(w, shown.answer) for w in wordings]
     return rubric.score(tuple(map(bool, bias.verdicts(shown, wordings, held))))
 
 
 def probe(bias: str, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> Found:
-    """How discoverable and how exploitable a bias is for the student that wrote these answers.
+    """How discoverable and exploitable a bias is for the student that wrote these answers.
 
-    Answers are looked at one by one, so that ``position``, which is not the answer's own, is never found.
+    Each answer is examined separately, so ``position``, which is not a property of the answer, is never found.
 
     Args:
         groups, judgements: of a method with rubrics, by the scripted teacher; those without a rubric are left out.
@@ -128,13 +130,13 @@ def probe_table(found: Iterable[Found]) -> str:
 
 
 def smoothed(values: Sequence[float], window: int = SMOOTH) -> np.ndarray:
-    """Mean of each ``window`` steps in a row; entry i belongs to step i + window - 1. Of a shorter run: the mean."""
+    """Mean over each ``window`` consecutive steps; entry i is for step i + window - 1. For a shorter run: its mean."""
     window = min(window, len(values))
     return np.convolve(values, np.full(window, 1 / window), mode="valid")
 
 
 def onset(gold_T: Sequence[float], proxy_T: Sequence[float], *, fall: float = FALL, lasts: int = LASTS) -> int | None:
-    """The step at which hacking begins, by a rule that looks at both curves; None if it does not.
+    """The step at which hacking begins, by a rule on both curves; None if there is no hacking.
 
     Both are smoothed. It is the first step from which, for ``lasts`` steps in a row, gold is more than ``fall`` below
     its maximum so far, while the proxy is above what it was at that maximum.
@@ -192,7 +194,7 @@ Cell = Mapping[str, Any]  # ``bias``, ``arm`` and ``seeds``: by seed what `hacki
 
 
 def alarm_of(run: Mapping[str, Any]) -> int | None:
-    """The first step at which the drift alarm rang."""
+    """The first step at which the drift alarm fired."""
     return min(run["alarms"], default=None)
 
 
@@ -221,7 +223,7 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def alarm_table(cells: Sequence[Cell]) -> str:
-    """Markdown: the runs by whether gold fell by the rule and whether the alarm rang, and how late it rang."""
+    """Markdown: the runs by whether gold fell by the rule and whether the alarm fired, and how late it fired."""
     pairs = [(onset(r["gold"], r["proxy"]), alarm_of(r)) for cell in cells for r in cell["seeds"].values()]
     late = [alarm - begin for begin, alarm in pairs if begin is not None and alarm is not None]
     rows = ["| | alarm | no alarm |", "|---|---|---|"]

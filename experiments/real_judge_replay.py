@@ -1,4 +1,4 @@
-"""The results of real_judge.py as small files, and the study once more from them, without a model.
+"""The results of real_judge.py as small files, and a replay of the study from them, without a model.
 
     RESULTS/figures.json         setting, models, data, figures with intervals
     RESULTS/answers.jsonl.gz     the student's answers with the value of each signal
@@ -6,8 +6,8 @@
     RESULTS/real_judge.md        the tables
     RESULTS/real_judge.png       the picture
 
-The requests themselves are not there: they hold the benchmark's questions, which are in no file of this repository. A
-replay makes them again from your copy of the data, and looks up the replies by their hashes.
+The requests are not stored: they contain the benchmark's questions, which are not part of this repository. A replay
+rebuilds them from your copy of the data, and looks up the replies by their hashes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOLERANCE = 1e-4  # the stored values of the signals have six digits
 
 
 class RecordedClient:
-    """A ``ChatClient`` that knows the replies of an exported study.
+    """A ``ChatClient`` with the replies of an exported study.
 
     Args:
         rows: of ``replies.jsonl.gz``.
@@ -68,7 +68,7 @@ def export(study: pathlib.Path, about: Mapping[str, Any], results: pathlib.Path)
     """Writes the results of a study; returns ``figures.json``.
 
     Args:
-        about: what ``figures.json`` has besides setting and figures.
+        about: what ``figures.json`` contains in addition to setting and figures.
     """
     results.mkdir(parents=True, exist_ok=True)
     values = real_judge_figures.values(study)

@@ -1,6 +1,6 @@
-"""The signal study of real_judge.py: answers of a student, judged group by group, and kept as the groups of runs.
+"""The signal study of real_judge.py: answers of a student, judged group by group, and stored like the groups of a run.
 
-    STUDY/setting.json        what was sampled and asked; a later start must agree
+    STUDY/setting.json        the settings of the study; a later start must have the same
     STUDY/rollouts.jsonl      the student's answers, one line per problem
     STUDY/rubric/groups/      one file per problem: references, rubric, verdicts and rewards of the judge
     STUDY/t_judge/groups/     the same answers graded by T-Judge, with the same references
@@ -8,8 +8,8 @@
     STUDY/forms/NAME/groups/  the same answers and rubrics, verified in another form
     STUDY/whitebox.jsonl      log-prob and overlap of the judge's own weights
 
-Each is a directory that `ropd view`, `ropd rubrics` and `ropd_jax.workdir.groups.read_groups` can read. A problem whose
-file is there is not judged again, so a study that was stopped continues.
+Each is a directory that `ropd view`, `ropd rubrics` and `ropd_jax.workdir.groups.read_groups` can read. A problem that
+has a file is not judged again, so an interrupted study can be resumed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a study samples and asks. It is fixed once the study has begun; only more problems can be added.
+    """The settings of a study. They are fixed once the study has begun; only more problems can be added.
 
     Attributes:
         student: the name of the model that answers.
@@ -86,7 +86,7 @@ class Setting:
 
 
 def agreed(setting: Setting, place: pathlib.Path) -> None:
-    """Writes the setting of a new study, or compares it with the one that is there.
+    """Writes the setting of a new study, or compares it with the stored one.
 
     Raises:
         SystemExit: a value differs.
@@ -129,7 +129,7 @@ def solutions(data: str) -> list[tuple[str, str]]:
 def sampled(
     setting: Setting, student: str, prompts: Sequence[Prompt], place: pathlib.Path, report: Report
 ) -> list[RolloutGroup]:
-    """One group of answers per problem; those that are not stored yet are sampled and stored, a few problems at once.
+    """One group of answers per problem; missing ones are sampled and stored, a few problems at a time.
 
     Raises:
         SystemExit: the stored answers are of other problems.
@@ -165,7 +165,7 @@ def stored_rollouts(place: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def rollouts_row(group: RolloutGroup) -> dict[str, Any]:
-    """The answers of a group as plain data; of their tokens only the number is kept."""
+    """The answers of a group as plain data, with the number of their tokens instead of the tokens."""
     answers = [
         {"text": r.text, "finish_reason": r.finish_reason, "tokens": len(r.tokens_T), "opened": r.opened}
         for r in group.rollouts
@@ -243,7 +243,7 @@ def judge_all(
 ) -> None:
     """All judgements of a study: the judge's rubric rewards and T-Judge grades, and the scripted teacher's rewards.
 
-    What is stored already is left out.
+    Stored judgements are not repeated.
 
     Args:
         data: directory of the benchmark, whose worked solutions the scripted teacher needs.
@@ -274,7 +274,7 @@ def verify_all(
     prepare: Prepare = _as_it_is,
     done: Done = _silent,
 ) -> None:
-    """Verifies judged groups once more in another form, by their stored references and rubrics.
+    """Verifies judged groups again in another form, with their stored references and rubrics.
 
     Args:
         groups: have a rubric, see `has_rubric`. The other arguments are those of `judge_all`.
@@ -325,7 +325,7 @@ def ask_all(
     groups: Iterable[RolloutGroup],
     done: Done = _silent,
 ) -> None:
-    """Judges each group and stores it in each folder that does not have it yet. Closes the teacher."""
+    """Judges each group for each folder that lacks it, and stores it there. Closes the teacher."""
 
     async def one_after_the_other() -> None:
         try:
@@ -344,12 +344,12 @@ def ask_all(
 
 
 def stored(folder: pathlib.Path, step: int) -> bool:
-    """Whether the problem has been judged there."""
+    """True if the folder has the judged group of this problem."""
     return (folder / "groups" / f"step_{step:06d}.jsonl").exists()
 
 
 def write(folder: pathlib.Path, method: Method, group: RolloutGroup, judgement: Judgement) -> None:
-    """Stores one judged group as a step of its own."""
+    """Stores one judged group as a separate step."""
     advantages = np.asarray(method.step_advantages([group], [judgement], group.step).advantage_PG)
     GroupsLog(folder).write(group.step, [group], [judgement], advantages.tolist())
 
@@ -363,9 +363,9 @@ def groups_in(folder: pathlib.Path) -> dict[int, StoredGroup]:
 
 
 def whitebox(student: str, weights: str, place: pathlib.Path, report: Report) -> None:
-    """Adds what the judge's own weights say of the answers: mean log-prob, and overlap with the student's next tokens.
+    """Adds the signals of the judge's own weights: mean log-prob, and overlap with the student's next tokens.
 
-    Problems that are scored already are left out. The folder of the rubric's groups gets the config of a run that
+    Scored problems are skipped. The folder of the rubric's groups gets the config of a run that
     starts from the student, as `score_run` needs it.
     """
     run, file = place / RUBRIC, place / WHITEBOX

@@ -2,7 +2,7 @@
 
     python experiments/smollm2_lab.py --out runs/smollm2                     only ROPD       (make smollm2)
     python experiments/smollm2_lab.py --out runs/smollm2 --arms all          all arms        (make smollm2-all)
-    python experiments/smollm2_lab.py --out runs/smollm2 --show              table and picture of what is finished
+    python experiments/smollm2_lab.py --out runs/smollm2 --show              table and picture of the finished parts
 
 Measured for each student, on 300 held-out questions (held-out topics and held-out combinations of rules):
 

@@ -38,7 +38,7 @@ EARLIER = {  # key -> the behaviour of versions without it, and the keys that mu
 def default() -> ConfigDict:
     """A complete, unlocked config. The run locks it: a key that is not here is an error."""
     cfg = ConfigDict()
-    cfg.seed = 0
+    cfg.seed = 0  # for data order, sampling and the teacher's requests
     cfg.steps = 531  # optimizer steps are steps * optim.minibatches; 531 * 32 prompts = one epoch of DAPO-Math-17k
     cfg.method = "ropd"  # a file in ropd_jax/methods, or the path of your own .py file
     cfg.compile_cache = True  # store compiled programs for the next start; directory: docs/resume.md
@@ -61,24 +61,24 @@ def default() -> ConfigDict:
     cfg.data.path = ""  # jsonl: rows, or .parquet; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
     cfg.data.heldout_path = ""  # jsonl: held-out rows
     cfg.data.seed = 10_000_000  # item i is made from seed + i: the two seeds must be further apart than the sizes
-    cfg.data.heldout_seed = 90_000_000
+    cfg.data.heldout_seed = 90_000_000  # the same for the held-out questions
     cfg.data.heldout = True  # False: no held-out data, so no accuracy. jsonl without a heldout_path has none either
     cfg.data.size = 2_000  # questions; 0 or None: all of a set (docs/data.md). Prompts left out are counted
-    cfg.data.heldout_size = 500
+    cfg.data.heldout_size = 500  # held-out questions; 0 or None: all of a set
     cfg.data.sources = ()  # several sources with weights, mappings of the keys above: docs/data.md. () is one source
     cfg.data.heldout_from = ""  # the only source of held-out questions; "": all sources, by their weights
     cfg.data.curriculum = 0.0  # b > 1: prompts of medium pass rate are drawn more often, up to b times; 0 is off
-    cfg.data.template = "{question}"
-    cfg.data.system = ""
+    cfg.data.template = "{question}"  # the user's message; {question} becomes the question
+    cfg.data.system = ""  # system message; "" for none
     cfg.data.prompts_per_step = 32  # P
     cfg.data.max_prompt_tokens = 2_048  # longer prompts are dropped and counted
 
     cfg.sampling = ConfigDict()
     cfg.sampling.rollouts = 8  # G
-    cfg.sampling.max_tokens = 8_192
-    cfg.sampling.temperature = 1.0
+    cfg.sampling.max_tokens = 8_192  # maximum length of an answer
+    cfg.sampling.temperature = 1.0  # of the rollouts; 0 is greedy
     cfg.sampling.top_k = 0  # 0 and 1.0 keep all tokens; the effect of other values: docs/update.md
-    cfg.sampling.top_p = 1.0
+    cfg.sampling.top_p = 1.0  # see top_k
     cfg.sampling.prompts_at_once = 0  # number of prompts whose rollouts decode side by side; 0: all of a step
     cfg.sampling.resample = 0  # rounds in which groups of equal rewards are replaced by new prompts (DAPO); 0 never
     cfg.sampling.chunk = 8  # tokens between two checks by the host, which then fills free rows
@@ -89,7 +89,7 @@ def default() -> ConfigDict:
     cfg.sampling.stop = ()  # texts that end an answer, in addition to the checkpoint's stop tokens
     cfg.sampling.engine = "own"  # or "openai": rollouts come from a server, vLLM or SGLang (docs/engine.md)
     cfg.sampling.server = ConfigDict()  # of engine=openai
-    cfg.sampling.server.base_url = "http://127.0.0.1:8000/v1"
+    cfg.sampling.server.base_url = "http://127.0.0.1:8000/v1"  # address of the server
     cfg.sampling.server.model = ""  # the model's name there; "" is the only one that the server lists
     cfg.sampling.server.api_key_env = ""  # name of the environment variable with its key; "" sends no key
     cfg.sampling.server.sync = ""  # how it gets new weights: "vllm", "sglang", "vllm_lora" (adapters), or "none"
@@ -111,7 +111,7 @@ def default() -> ConfigDict:
     cfg.teacher.vertexai = False  # gemini: through Vertex AI with application-default credentials (docs/providers.md)
     cfg.teacher.location = ""  # of Vertex AI; "" is "global"
     cfg.teacher.headers = ConfigDict()  # {"X-Title": "ROPD", "X-Org": "env:MY_ORG"}: a secret is named, never written
-    cfg.teacher.concurrency = 64  # most requests in flight; adapts below it. Released code: 32, of which 4 were used
+    cfg.teacher.concurrency = 64  # maximum requests in flight; adapts below it. Released code: 32, of which 4 were used
     cfg.teacher.min_concurrency = 1  # minimum, however overloaded the server is; the run starts with it
     cfg.teacher.requests_per_minute = placeholder(float)  # None: no bound. Released code: null became 1920
     cfg.teacher.tokens_per_minute = placeholder(float)  # input and output as the provider reports them; None: no bound
@@ -151,7 +151,7 @@ def default() -> ConfigDict:
     cfg.teacher.calibration = ""  # report.json of ropd calibrate-judge, recorded in result.json; "" if there is none
     cfg.teacher.prices = ""  # a TOML file with your prices, in addition to ropd_jax/teacher/traffic/prices.toml
     cfg.teacher.budget = ConfigDict()  # caps of the whole run; at a cap the run saves and ends with exit code 4
-    cfg.teacher.budget.usd = 0.0  # 0 is no cap
+    cfg.teacher.budget.usd = 0.0  # 0: no cap
     cfg.teacher.budget.tokens = 0  # input and output together
     cfg.teacher.budget.calls = 0  # requests sent to the provider, retries included
     cfg.teacher.screen_criteria = True  # drop criteria that mention a reference or another answer, repeat one, ...
@@ -161,10 +161,10 @@ def default() -> ConfigDict:
     cfg.teacher.health.repeat_frac = 0.0  # share of groups verified twice, with another order: flips, order bias
     cfg.teacher.scripted = ConfigDict()
     cfg.teacher.scripted.answer_key = ""  # JSONL of worked solutions; "" uses those of the data
-    cfg.teacher.scripted.latency_s = 0.0
-    cfg.teacher.scripted.fault_rate = 0.0
-    cfg.teacher.scripted.slip_rate = 0.0
-    cfg.teacher.scripted.wrong_verdict_rate = 0.0
+    cfg.teacher.scripted.latency_s = 0.0  # mean seconds of a call
+    cfg.teacher.scripted.fault_rate = 0.0  # share of calls that fail as a provider's do
+    cfg.teacher.scripted.slip_rate = 0.0  # share of references with an arithmetic slip
+    cfg.teacher.scripted.wrong_verdict_rate = 0.0  # share of verdicts that are inverted
     cfg.teacher.scripted.noise = ""  # how its verdicts err: a report of ropd calibrate-judge, or JSON; "" not at all
     cfg.teacher.scripted.bias = ""  # what its judgements reward besides quality: "self_praise:0.8,length:0.5"
     cfg.teacher.scripted.labels = ""  # JSONL of labelled verdicts whose truths its verifier uses (docs/judge.md)
@@ -202,9 +202,7 @@ def default() -> ConfigDict:
     cfg.cripo.margin = 1.0  # nats by which a token must be likelier with the criterion than with its opposite
 
     cfg.evolving = ConfigDict()  # method "evolving"
-    cfg.evolving.active = (
-        5  # criteria of a prompt that stay while they separate rollouts, in addition to its first ones
-    )
+    cfg.evolving.active = 5  # criteria of a prompt that stay while they discriminate, in addition to its first ones
     cfg.evolving.new = 5  # maximum number of criteria that a visit adds
 
     cfg.t_judge = ConfigDict()
@@ -224,7 +222,7 @@ def default() -> ConfigDict:
     cfg.lopd.beta = 1.0  # full: 1 reverse KL, 0 forward KL, between them the generalised JSD; TRL: 0.5
     cfg.lopd.dtype = "float32"  # of its weights and compute
     cfg.lopd.fsdp = 0  # its own mesh; 0 is the student's
-    cfg.lopd.tp = 1
+    cfg.lopd.tp = 1  # of that mesh
 
     cfg.exopd = ConfigDict()
     cfg.exopd.scale = 1.25  # lambda; 1 is lopd
@@ -232,15 +230,15 @@ def default() -> ConfigDict:
     cfg.gad = ConfigDict()  # the discriminator
     cfg.gad.warmup_steps = 0  # steps of cross-entropy for the student while D starts; its paper: one epoch, about 800
     cfg.gad.lr = 1e-6  # constant
-    cfg.gad.b1 = 0.9
-    cfg.gad.b2 = 0.95
-    cfg.gad.clip_norm = 0.2
+    cfg.gad.b1 = 0.9  # Adam's, for the discriminator
+    cfg.gad.b2 = 0.95  # Adam's, for the discriminator
+    cfg.gad.clip_norm = 0.2  # maximum norm of the discriminator's gradient
 
     cfg.loss = ConfigDict()
     cfg.loss.normalize_std = True  # Eq. 6; the released code does not divide
     cfg.loss.aggregation = "seq_mean"  # Eq. 8; released code: token_mean
-    cfg.loss.clip_low = 0.2
-    cfg.loss.clip_high = 0.28
+    cfg.loss.clip_low = 0.2  # ratios are clipped at 1 - clip_low
+    cfg.loss.clip_high = 0.28  # and at 1 + clip_high
     cfg.loss.dual_clip = 0.0  # released code: 3.0
     cfg.loss.ratio = "token"  # or "sequence" (GSPO; its clips are about 3e-4 and 4e-4)
     cfg.loss.is_cap = 0.0  # above 0: truncated importance weights instead of the clip. Released code: 2.0, is_clip
@@ -249,21 +247,21 @@ def default() -> ConfigDict:
     cfg.loss.kl_kind = "k3"  # its estimate: "k1", "k2", "k3"
     cfg.loss.entropy_coef = 0.0  # weight of the entropy bonus
     cfg.loss.kl_on = "valid"  # tokens of the KL and entropy terms: all valid; or "informative": no equal rewards
-    cfg.loss.overlong = "keep"  # answers cut at the limit: or "mask" (out of the loss), "shape" (DAPO's punishment)
-    cfg.loss.overlong_buffer = 0  # shape: tokens before the limit over which the punishment grows; DAPO: a fifth
+    cfg.loss.overlong = "keep"  # answers cut at the limit: or "mask" (out of the loss), "shape" (DAPO's penalty)
+    cfg.loss.overlong_buffer = 0  # shape: tokens before the limit over which the penalty grows; DAPO: a fifth
     cfg.loss.min_scored = 2  # a group with fewer scored rollouts is invalid
 
     cfg.optim = ConfigDict()
-    cfg.optim.lr = 1e-6
+    cfg.optim.lr = 1e-6  # learning rate after warm-up
     cfg.optim.schedule = "cosine"  # released code: constant, no warm-up
     cfg.optim.schedule_steps = 0  # steps over which the cosine falls to 0; 0 is steps
-    cfg.optim.warmup_steps = 100
-    cfg.optim.b1 = 0.9
-    cfg.optim.b2 = 0.95
-    cfg.optim.eps = 1e-8
-    cfg.optim.weight_decay = 0.1
+    cfg.optim.warmup_steps = 100  # steps in which the learning rate rises from 0
+    cfg.optim.b1 = 0.9  # Adam's
+    cfg.optim.b2 = 0.95  # Adam's
+    cfg.optim.eps = 1e-8  # Adam's
+    cfg.optim.weight_decay = 0.1  # decoupled, as in AdamW
     cfg.optim.decay_mask = "matrices"  # what decays: all but norm scales and biases; or "all". Released code: all
-    cfg.optim.clip_norm = 1.0
+    cfg.optim.clip_norm = 1.0  # maximum norm of the gradient
     cfg.optim.moments = "float32"  # Adam's, 8 bytes per parameter; "bfloat16" 4, "int8" and "factored" about 2
     cfg.optim.minibatches = 1  # optimizer updates per step; released code: 4
     cfg.optim.row_len = 0  # positions of a row that several sequences share (packing); 0: one sequence per row
@@ -283,11 +281,11 @@ def default() -> ConfigDict:
 
     cfg.mesh = ConfigDict()
     cfg.mesh.fsdp = -1  # -1 takes the devices that are left by tp
-    cfg.mesh.tp = 1
+    cfg.mesh.tp = 1  # number of devices that split the matrices of a layer
     cfg.mesh.update_fsdp = 0  # the update's own mesh, on the same devices; 0 is mesh.fsdp, -1 as there
     cfg.mesh.update_tp = 0  # 0 is mesh.tp
-    cfg.mesh.sample_fsdp = 0  # and the sampler's
-    cfg.mesh.sample_tp = 0
+    cfg.mesh.sample_fsdp = 0  # the sampler's own mesh, likewise
+    cfg.mesh.sample_tp = 0  # 0 is mesh.tp
     cfg.mesh.ep = 1  # of the update: number of devices that split the experts of each layer; docs/update.md
     cfg.mesh.cp = 1  # of the update: number of devices that split the tokens of each row, for long rows; docs/update.md
 
@@ -300,7 +298,7 @@ def default() -> ConfigDict:
     cfg.eval = ConfigDict()
     cfg.eval.every = 50  # steps; before the first and after the last step always
     cfg.eval.size = 0  # held-out prompts used in between; 0 is all
-    cfg.eval.prompts_at_once = 64
+    cfg.eval.prompts_at_once = 64  # prompts whose answers decode at the same time
     cfg.eval.judged = 64  # the first this many held-out prompts are graded by teacher.judge
     cfg.eval.sampled = True  # in addition to greedy, one sample per prompt at the training temperature
     cfg.eval.benchmarks = ()  # names, ("aime_2024",): measured during the run as well; docs/evaluation.md
@@ -320,14 +318,14 @@ def default() -> ConfigDict:
 
 def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role = ConfigDict()
-    role.provider = ""  # "" is the teacher's, here and in the next two
-    role.base_url = ""
-    role.api_key_env = ""
+    role.provider = ""  # "" is the teacher's
+    role.base_url = ""  # "" is the teacher's
+    role.api_key_env = ""  # "" is the teacher's
     role.headers = ConfigDict()  # empty: those of the teacher
-    role.model = "scripted"
+    role.model = "scripted"  # the provider's name of the model
     role.template = ""  # a prompt of teacher/roles/prompts, or the path of your own .md file; "" is the role's newest
-    role.temperature = temperature
-    role.max_output_tokens = max_output_tokens
+    role.temperature = temperature  # None: the provider's default
+    role.max_output_tokens = max_output_tokens  # limit of a reply, including thinking
     role.extra = ConfigDict()  # added to the request: {"reasoning_effort": "high"}, {"top_p": 0.95}; docs/providers.md
     return role
 

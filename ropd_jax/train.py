@@ -190,7 +190,7 @@ def learn_pass_rates(
     groups, judgements = [g for g, _ in judged], [j for _, j in judged]
     grades = [known.get(id(g)) or exact_grades([g], [j])[0] for g, j in judged]
     rates = pass_rates(groups, judgements, grades)
-    run.prompts.learn(step, hosts.broadcast_from_host0(rates))  # an answer that takes too long here may not there
+    run.prompts.learn(step, hosts.broadcast_from_host0(rates))  # one host can time out and another not
     return run.prompts.metrics()
 
 

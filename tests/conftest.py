@@ -1,7 +1,7 @@
-"""What every test stands on: 8 CPU devices, strict promotion, one cache of compiled programs, not too many at once.
+"""The set-up of every test: 8 CPU devices, strict promotion, one cache of compiled programs, not too many at once.
 
-All of it goes through the environment, before anything imports jax, so that tests which need no jax (the teacher's)
-never pay for the import, and processes that tests start inherit it.
+It is set in the environment, before anything imports jax: tests without jax (the teacher's) do not import it, and
+processes that tests start inherit it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """After a file of tests, forget the compiled programs where the process has come to hold many of them."""
+    """After a file of tests, drops the compiled programs if the process holds many of them."""
     yield
     maps = pathlib.Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and len(maps.read_bytes().splitlines()) > MAPPINGS:

@@ -46,7 +46,7 @@ def xla_flags(devices: int) -> str:
 
 
 class IdTokenizer:
-    """Text is token ids with spaces between; id 1 stops."""
+    """Text is token ids separated by spaces; id 1 stops."""
 
     stop_ids = (1,)
     pad_id = 0
@@ -66,7 +66,7 @@ class IdTokenizer:
 
 
 def local_data():
-    """The directory of benchmark files on this machine; skips the test where there is none."""
+    """The directory of benchmark files on this machine; skips the test if there is none."""
     import pytest
 
     place = os.environ.get("ROPD_DATA") or pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -76,7 +76,7 @@ def local_data():
 
 
 def local_rows(name):
-    """The rows of a benchmark file on this machine; skips the test where there is none."""
+    """The rows of a benchmark file on this machine; skips the test if there is none."""
     import pytest
 
     path = local_data() / f"{name}.jsonl"
@@ -96,7 +96,7 @@ def trees_max_diff(a, b) -> float:
 
 @contextlib.contextmanager
 def serving(client=None, **options):
-    """The scripted teacher (or ``client``) behind HTTP on a thread of its own; gives the address, without /v1."""
+    """The scripted teacher (or ``client``) behind HTTP on a separate thread; yields the address, without /v1."""
     from ropd_jax.teacher.scripted.server import running
 
     ready, stop, address = threading.Event(), threading.Event(), []

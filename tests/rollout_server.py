@@ -1,6 +1,6 @@
 """A rollout server on loopback: vLLM's and SGLang's endpoints as they document them, in front of our own sampler.
 
-Its weights are those of ``checkpoint``, then of what it is told to load. Tests change its replies with ``spoil``.
+Its weights are those of ``checkpoint``, then those of each load request. Tests change its replies with ``spoil``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FakeVLLM:
     """One server.
 
     Attributes:
-        calls: (path, body) of each request. loaded: directories that it was told to load, in their order.
+        calls: (path, body) of each request. loaded: directories that it was requested to load, in order.
         spoil: changes a completion's JSON before it is sent. status: of the next replies, then 200.
         raw: log-probs are those at temperature 1, vLLM's raw_logprobs.
     """
@@ -168,7 +168,7 @@ def whole_logp(cfg, params, prompt_T, completion_T) -> list[float]:
 
 
 def merged(base: str, adapter: str) -> str:
-    """A directory with the base's weights and a PEFT adapter in them: W + alpha / r * B A."""
+    """A directory with the base's weights, a PEFT adapter merged into them: W + alpha / r * B A."""
     place, source = pathlib.Path(tempfile.mkdtemp()), find(base)
     config = json.loads((pathlib.Path(adapter) / "adapter_config.json").read_text())
     tensors, own = load_file(source / "model.safetensors"), load_file(f"{adapter}/adapter_model.safetensors")
@@ -186,7 +186,7 @@ def merged(base: str, adapter: str) -> str:
 
 @contextlib.contextmanager
 def serving(server: FakeVLLM, port: int = 0):
-    """The server on a thread of its own; gives its address with /v1."""
+    """The server on a separate thread; yields its address with /v1."""
     ready, stop, address = threading.Event(), threading.Event(), []
 
     async def serve():

@@ -34,7 +34,7 @@ QUESTION = "State the final answer to the following arithmetic problem: 9 + 5 - 
 
 
 def python(code: str, cwd: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
-    """A script in a process of its own, which must end well; with one device, as on a laptop."""
+    """Runs a script in a separate process, which must succeed; with one device, as on a laptop."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(1)}
     done = subprocess.run(
         [sys.executable, *flags, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
@@ -44,7 +44,7 @@ def python(code: str, cwd: pathlib.Path, *flags: str) -> subprocess.CompletedPro
 
 
 def tiny_run():
-    """The quickstart, cut down to two steps."""
+    """The quickstart, reduced to two steps."""
     cfg = quickstart.get_config()
     cfg.mesh.fsdp = 1
     cfg.steps = 2

@@ -1,6 +1,6 @@
 """README.md, docs/ and the pages of the site that are made from the code: nothing in them is out of date.
 
-`benchmarks.docs_commands` really runs the commands; here each is parsed by the flags that it will meet.
+`benchmarks.docs_commands` really runs the commands; here each is parsed by the flags of its command.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PAGES = pytest.mark.parametrize("page", pages(), ids=lambda p: p.relative_to(ROO
 
 
 def runnable(words):
-    """The words of a command with its placeholders replaced: ``...``, a config or a run of the reader's own."""
+    """The words of a command with its placeholders replaced: ``...``, the reader's own config or run."""
     name, *rest = words
     command = cli.COMMANDS[cli.ALIASES.get(name, name)]
     short = "..." in rest

@@ -161,7 +161,7 @@ def test_a_bias_is_found_in_the_answers_that_have_it_and_pays_what_gold_leaves(j
     assert found.gain == pytest.approx(1.0 - golds[0]) and found.written is None
     assert found.pull == pytest.approx(np.std([1.0 - golds[0], 0, 0, 0]))
     work = measures.probe("work", *judged)
-    assert work.share == 0.5 and work.with_gold > 0.9  # the better answer has more of it, and nothing left to be paid
+    assert work.share == 0.5 and work.with_gold > 0.9  # the better answer has more of it, but its reward cannot rise
     brief = measures.probe("brevity@2-17", *judged)
     assert brief.share == 0.75 and brief.with_gold < -0.9 and brief.gain > 0.4
 

@@ -94,7 +94,7 @@ print(json.dumps({
 
 @pytest.fixture
 def jupyter(tmp_path, monkeypatch):
-    """This environment's own kernel, and nothing of the user's settings."""
+    """This environment's own kernel, without the user's settings."""
     monkeypatch.setenv("JUPYTER_PATH", str(pathlib.Path(sys.prefix) / "share" / "jupyter"))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))

@@ -77,7 +77,7 @@ assert main.main(["table", "experiments/table_mini.py"]) == 0  # a table that im
 
 
 def test_the_core_stays_small():
-    """The core's requirements and all of theirs, in this environment, which has the pins of constraints.txt."""
+    """The core's requirements and all of theirs; this environment has the pins of constraints.txt."""
     found, left = set(), [Requirement(text) for text in assigned("CORE")]
     seen = set()
     while left:

@@ -1,7 +1,7 @@
 """The structure of the package, read from the source with ast; nothing is imported.
 
-`ROOMS` is the whole of it: a room (a folder, or one of the few modules at the top) imports only from rows above its
-own. No two files import each other, not even in a circle of many.
+`ROOMS` lists all of it: a room (a folder, or one of the few modules at the top) imports only from rows above its
+own. There is no cycle of imports between files.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def outside(path: pathlib.Path) -> set[str]:
 
 
 def circles(arrows: dict[str, set[str]]) -> list[str]:
-    """What is left of a graph when everything that imports nothing left, or that nothing left imports, is taken off."""
+    """The nodes left after repeatedly removing those that import nothing left or that nothing left imports."""
     left = {a: set(bs) for a, bs in arrows.items()}
     while True:
         targets = set().union(*left.values()) if left else set()

@@ -1,6 +1,6 @@
 """The pages of the site that are made from the code: ``python -m docs.generator``, which ``make docs`` runs first.
 
-    tree.py        copies docs/ to build/docs, adds the pages below, and turns links out of docs/ into links of the site
+    tree.py        copies docs/ to build/docs, adds the pages below, and rewrites links that leave docs/
     keys.py        every key of a config, from `ropd_jax.configs` and `ropd_jax.workdir.keys`
     commands.py    every command, from the flags of `ropd_jax.cli`
     metrics.py     every metric

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+
 import ropd_jax
+from docs.generator.markdown import code
 
 HEAD = """# Python API
 
@@ -38,6 +42,11 @@ def directive(name: str) -> str:
     """The directive of one public name; it is shown under that name, wherever it lives."""
     module, _, other = ropd_jax._HOME[name].partition(":")
     members = f"\n      members: [{', '.join(MEMBERS[name])}]" if name in MEMBERS else ""
-    signature = "\n      show_signature: false" if other else ""  # it would show the other name
-    options = f"\n      heading: {name}\n      toc_label: {name}\n      heading_level: 3{members}{signature}"
-    return f'<a id="{name}"></a>\n\n::: ropd_jax.{HOMES.get(name, module)}.{other or name}\n    options:{options}'
+    where = f"::: ropd_jax.{HOMES.get(name, module)}.{other or name}\n    options:"
+    if other:  # mkdocstrings would show the other name
+        signature = inspect.signature(getattr(importlib.import_module(f"ropd_jax.{module}"), other))
+        shown = code(f"{name}{signature}".replace("'", ""), "python")
+        heading = f'<a id="{name}"></a>\n\n### {name} {{ #{name}-signature }}'
+        return f"{heading}\n\n{shown}\n\n{where}\n      show_root_heading: false\n      show_root_toc_entry: false"
+    options = f"\n      heading: {name}\n      toc_label: {name}\n      heading_level: 3{members}"
+    return f'<a id="{name}"></a>\n\n{where}{options}'

@@ -15,8 +15,12 @@ from docs.generator.markdown import FENCE, table
 
 LOG = pathlib.Path(__file__).parents[2] / "experiments" / "README.md"
 HEADING = re.compile(r"(?m)^## (\d{4}-\d{2}-\d{2}) · (.+)$")
-COMMANDS = re.compile(r"(?m)^(?: {4})?\$? ?((?:\S*/)?(?:make|python3?|ropd|experiments/\S+) [^\n#]+)")
-SETTING = re.compile(r"(2-core|2 cores|2 CPU|Machine|Negative)")  # how a paragraph on the setting begins
+COMMANDS = re.compile(
+    r"(?m)^(?: {4})?\$? ?((?:[A-Z_]+=\S+ )*(?:\S*/)?(?:make|python3?|pytest|ropd|experiments/\S+) [^\n#]+)"
+)
+SETTING = re.compile(
+    r"(2-core|2 cores|2 shared|2 CPU|2 Intel|Machine|The AVX-512 machine|Setting|Negative)"
+)  # a paragraph about it
 FIGURE = 170  # characters of the figure in the index
 
 
@@ -43,14 +47,18 @@ class Entry:
 
     @property
     def figure(self) -> str:
-        """Its first sentence with a number; one about the machine only if there is no other. "" without any."""
+        """Its first sentence with a number; one about the setting only if there is no other. "" without any.
+
+        A sentence that ends with a colon introduces a table or a list, and is left out.
+        """
         text = re.sub(r"(?m)^ {4}.*$", "", FENCE.sub("", self.body))
         paragraphs = [p.strip() for p in re.split(r"\n\s*\n|\n(?=- )", text)]
         last = [p for p in paragraphs if SETTING.match(p)]
         for paragraph in [*(p for p in paragraphs if p not in last and p[:1] not in ("|", "!", "#")), *last]:
             for sentence in re.split(r"(?<=[.;])\s+(?=[A-Z`(\[])", paragraph):
                 plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(sentence.split()).lstrip("- "))
-                if re.search(r"\d", plain) and len(plain) > 20 and not SETTING.match(plain):
+                if re.search(r"\d", plain) and len(plain) > 20 and plain[-1] != ":" and not SETTING.match(plain):
+                    plain = plain.rstrip(";")
                     return plain if len(plain) <= FIGURE else plain[:FIGURE].rsplit(" ", 1)[0] + " ..."
         return ""
 
@@ -59,15 +67,21 @@ class Entry:
         return re.sub(r"[^\w\- ]", "", f"{self.date} · {self.claim}".lower()).replace(" ", "-")
 
 
+def _breakable(command: str) -> str:
+    """The command as code that a narrow column breaks after ``/``, ``_`` and ``.`` rather than inside a word."""
+    text = re.sub(r"([/_]|\.(?!py|md|sh))", r"\1<wbr>", html.escape(command, quote=False))
+    return f'<code class="anywhere">{text}</code>'
+
+
 def entries(text: str) -> list[Entry]:
-    """The entries of the log, newest first as they are in it."""
+    """The entries of the log, newest first, as in the file."""
     found = list(HEADING.finditer(text))
     ends = [m.start() for m in found[1:]] + [len(text)]
     return [Entry(m[1], m[2], text[m.end() : end].strip("\n")) for m, end in zip(found, ends, strict=True)]
 
 
 def pages(text: str) -> dict[str, str]:
-    """``index.md`` and one page a month, by name."""
+    """``index.md`` and one page per month, by name."""
     log = entries(text)
     intro = HEADING.split(text)[0].partition("\n")[2].strip()
     months: dict[str, list[Entry]] = {}
@@ -75,8 +89,8 @@ def pages(text: str) -> dict[str, str]:
         months.setdefault(entry.date[:7], []).append(entry)
     rows = [
         (
-            f"[{e.claim}]({e.date[:7]}.md#{e.anchor})",
-            f'<code class="anywhere">{html.escape(e.command, quote=False)}</code>' if e.command else "",
+            f"[{e.claim[:1].upper()}{e.claim[1:]}]({e.date[:7]}.md#{e.anchor})",
+            _breakable(e.command) if e.command else "",
             e.figure,
             f'<span class="nowrap">{e.date}</span>',
         )

@@ -66,7 +66,7 @@ def from_docstring(text: str | None) -> str:
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """Paragraphs; neighbours that are all indented belong together, and so does an indented part behind prose."""
+    """Paragraphs. Consecutive indented ones form one block; an indented part after prose is a separate block."""
     block: list[str] = []
     for line in text.split("\n"):
         inside = line.startswith("    ")

@@ -95,7 +95,7 @@ ROOMS: dict[str, tuple[str, dict[str, str]]] = {  # room -> (title, name -> mean
             "judge_error": "its standard error",
             "judge_n": "answers that it graded",
             "judge_ungraded": "answers that it left without a grade",
-            "drift": "1 if the drift alarm rang at this evaluation, else 0",
+            "drift": "1 if the drift alarm fired at this evaluation, else 0",
             "drift_since": "the step of the best evaluation so far, with which it compares",
             "drift_MEASURE_change": "change since then of `accuracy` or `judge`",
             "drift_reward_change": "change of the mean reward since then",
@@ -169,7 +169,7 @@ TEACHER = {  # what is not a counter of `TeacherStats`
 
 
 def rooms() -> dict[str, tuple[str, dict[str, str]]]:
-    """room -> (title, name -> meaning), with what the code says of itself."""
+    """room -> (title, name -> meaning), including the descriptions in the code."""
     counted = attributes(TeacherStats.__doc__)
     counters: dict[str, str] = {}
     for field in dataclasses.fields(TeacherStats):
@@ -193,7 +193,7 @@ def names() -> list[str]:
 
 
 def pattern(name: str) -> re.Pattern[str]:
-    """What a name with parts in capitals stands for."""
+    """The regular expression of a name with parts in capitals."""
     return re.compile(re.sub(r"[A-Z]+", r"[\\w.:,=-]+", re.escape(name)))
 
 

@@ -1,4 +1,4 @@
-"""The tree of Markdown that the site is built from: docs/ with its links turned, and the generated pages."""
+"""The tree of Markdown that the site is built from: docs/ with its links rewritten, and the generated pages."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _turned(text: str, page: str, origin: str, linked: set[str]) -> str:
 
 
 def write(out: pathlib.Path = OUT) -> int:
-    """Writes the tree: what has changed, so that a server that watches it rests; returns the number of pages."""
+    """Writes the tree, but only files that have changed, for servers that watch it; returns the number of pages."""
     found = pages()
     wanted = {out / name: text.encode("utf-8") for name, text in found.items()}
     for path in DOCS.rglob("*"):

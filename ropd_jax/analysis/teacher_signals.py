@@ -80,7 +80,7 @@ def score_run(
         rows: answers per batch.
 
     Raises:
-        UserError: no groups, no such checkpoint, or an answer longer than the teacher was made for.
+        UserError: no groups, no such checkpoint, or an answer longer than the teacher supports.
     """
     groups = list(read_groups(run, steps=steps))
     teacher = load_checkpoint(checkpoint)
@@ -88,7 +88,7 @@ def score_run(
     longest = max((len(row.tokens) for row in todo), default=0)
     if longest > teacher.cfg.max_seq_len:
         raise UserError(
-            f"{run}: prompt and answer of {longest} tokens, but {checkpoint} was made for {teacher.cfg.max_seq_len}; "
+            f"{run}: prompt and answer of {longest} tokens, but {checkpoint} supports {teacher.cfg.max_seq_len}; "
             "choose another --teacher"
         )
     found: Scores = {}
@@ -145,7 +145,7 @@ def _policies(
             log.info("no top-k overlap: %s", error)
             return
         if top_k > min(student.cfg.vocab_size, teacher.cfg.vocab_size):
-            raise UserError(f"--top_k={top_k}; expected at most the {student.cfg.vocab_size} words of the vocabulary")
+            raise UserError(f"--top_k={top_k}; expected at most {student.cfg.vocab_size}, the size of the vocabulary")
         steps = sorted({row.key[0] for row in mine})
         log.info("overlap of steps %d to %d: the student after step %d", steps[0], steps[-1], step)
         yield student, mine

@@ -128,7 +128,7 @@ def _biases(report: Mapping[str, Any]) -> list[str]:
     halo = bias["halo"]
     if halo["low"] is not None and halo["low"] > SMALL:
         said.append(
-            f"About {_percent(halo['value'])} of the answers get one opinion on all of their criteria: try one "
+            f"About {_percent(halo['value'])} of the answers get the same verdict on all of their criteria: try one "
             "criterion per call (teacher.verifier.criteria_per_call=1)."
         )
     flips = report["flips"]

@@ -129,7 +129,7 @@ def _biases(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("length: padded against plain", bias["length"]["difference"]),
         ("length: each doubling", bias["length"]["per_doubling"]),
         ("style: confident Markdown against plain", bias["style"]["difference"]),
-        ("halo: one opinion on all criteria", bias["halo"]),
+        ("halo: the same verdict on all criteria", bias["halo"]),
         ("verdicts changed by another order", report["flips"]),
     ]
     return [(name, _estimate(found), f"{found['n']:,}") for name, found in rows]

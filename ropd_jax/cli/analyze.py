@@ -11,7 +11,7 @@ from ropd_jax.types import UserError
 def run(args: Arguments) -> None:
     where, steps, scores = args.words[0], steps_of(args["steps"]), args["scores"]
     if scores and args["teacher"]:
-        raise UserError("--scores and --teacher exclude each other: --teacher writes a scores file of its own")
+        raise UserError("--scores and --teacher cannot be combined: --teacher writes its own scores file; give one")
 
     from ropd_jax.analysis import signal_study
 

@@ -43,30 +43,30 @@ COMMAND = Command(
     intro="""
         Sends labelled answers through the verifier of the config, and compares its verdicts with the truth: accuracy,
         sensitivity, specificity, Cohen's kappa and the AUC of the reward, by kind of criterion and by family of
-        question; bias by position, length and style; verdicts that another order changes; calls, tokens, cost and time
-        per 1,000 verdicts. --probes adds what a wrong answer gains by padding, praising itself and the like. Ends in a
-        plain recommendation. docs/judge.md explains the figures.
+        question; bias by position, length and style; verdicts that change with the order; calls, tokens, cost and time
+        per 1,000 verdicts. --probes adds how much a wrong answer gains from padding, self-praise and the like. The
+        report ends with a recommendation. docs/judge.md explains the figures.
 
         The labels of the package are 42 questions of 6 families with about 1,500 verdicts in each part; the truth of
         each follows from how its answer was built. The answers are recorded on a tape in --out, so the same command
-        costs nothing the second time. teacher.budget caps the spending. At a cap the report is of what was asked until
-        then, and the exit code is 4.
+        costs nothing the second time. teacher.budget caps the spending. If a cap is reached, the report covers
+        the requests made so far, and the exit code is 4.
     """,
     run=run,
     config="required",
     flags=(
         Flag("labels", "FILE", "Your own labels as JSONL (docs/judge.md), instead of those of the package."),
         Flag("part", "dev|heldout", "The part of the labels: choose a form on dev, report it on heldout.", "dev"),
-        Flag("limit", "N", "At most N questions; 0 is all. The families come in turn.", 0, low=0),
+        Flag("limit", "N", "At most N questions, taken from the families in turn; 0 is all.", 0, low=0),
         Flag("out", "DIR", "Directory of the report, the tape and the spending.", "runs/calibrate-judge"),
-        Flag("probes", "", "Ask what wrong answers gain by looks, too: two more calls for each question.", False),
-        Flag("scorer", "", "Ask the scorer for a score of each answer, too.", False),
-        Flag("reorder", "", "Ask only once, not a second time in another order: half the cost, no flips.", True),
+        Flag("probes", "", "Also measure what wrong answers gain by looks: two more calls per question.", False),
+        Flag("scorer", "", "Also let the scorer score each answer.", False),
+        Flag("reorder", "", "Verify each group once, not twice in two orders: half the cost, no flips.", True),
         Flag(
             "forms",
             "LIST",
-            "Compare forms of asking in one table, with commas between: NAME, NAME/A (A answers in each call) or "
-            "NAME/A/C (and C criteria). The names are those of teacher.verifier.form.",
+            "Compare request forms in one table; separated by commas: NAME, NAME/A (A answers per call) or "
+            "NAME/A/C (and C criteria per call). The names are those of teacher.verifier.form.",
         ),
     ),
     examples=(

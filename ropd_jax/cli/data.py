@@ -91,7 +91,7 @@ def show(source: Source, found: Found, kept: int, dropped: Mapping[str, int], *,
 
 COMMAND = Command(
     name="data",
-    summary="which published sets are available, whether they are complete, and TFDS files of them",
+    summary="list and check the published data sets, and convert them to TFDS",
     intro="""
         Without SET: lists the published sets with their rows and licences, and which of them are available. With SET:
         reads it, checks rows and text against the known ones, and counts what a training set drops (copies, other

@@ -126,7 +126,7 @@ COMMAND = Command(
         Samples k answers to each problem, appends each to OUT/answers.jsonl when it has ended, grades them (ropd grade)
         and shows avg@k, pass@j and maj@k with 95 % intervals over problems. Run the same command again with the same
         OUT to continue. Without flags it samples as the paper does: k=16, temperature 1.0, top-p 0.95, at most 32,768
-        tokens. ropd plan --eval tells before how many such answers fit on a chip.
+        tokens. ropd plan --eval computes beforehand how many such answers fit on a chip.
 
         RUN|CHECKPOINT is a run's directory; or tiny, smollm2, a .gguf file, a Hugging Face directory.
     """,
@@ -140,29 +140,29 @@ COMMAND = Command(
         DATA,
         Flag("pick", "RULE", "Which checkpoint of a run: last; or heldout, the best on its held-out set.", "last"),
         Flag("k", "N", "Answers per problem, instead of the benchmark's own number.", None, int, low=1),
-        Flag("temperature", "X", "Instead of the benchmark's own.", None, float, low=0.0),
-        Flag("top_p", "X", "Instead of the benchmark's own.", None, float, low=0.0, high=1.0),
-        Flag("max_tokens", "N", "Instead of the benchmark's own.", None, int, low=1),
+        Flag("temperature", "X", "Sampling temperature, instead of the benchmark's own.", None, float, low=0.0),
+        Flag("top_p", "X", "Top-p, instead of the benchmark's own.", None, float, low=0.0, high=1.0),
+        Flag("max_tokens", "N", "Maximum length of an answer, instead of the benchmark's own.", None, int, low=1),
         Flag("template", "TEXT", "The user message around {question}, instead of the benchmark's own."),
         Flag("limit", "N", "Only the first N problems.", None, int, low=1),
         Flag(
             "rows",
             "N",
-            "The most answers that are decoded at once. Without it 64, or as many as fit into the devices' memory.",
+            "Maximum number of answers decoded at once. Default: 64, or as many as fit into the devices' memory.",
             None,
             int,
             low=1,
         ),
-        Flag("dtype", "T", "Of compute and KV cache: float32 or bfloat16; without it the run's, else float32."),
+        Flag("dtype", "T", "Type of compute and KV cache: float32 or bfloat16. Default: the run's, else float32."),
         Flag(
             "thinking",
             "",
-            "Mode of the chat template (Qwen3); without it the run's, else the template's own.",
+            "Thinking mode of the chat template (Qwen3). Default: the run's, else the template's.",
             None,
             bool,
         ),
         Flag("seed", "N", "Seed of the samples.", 0, low=0),
-        Flag("out", "DIR", "Default: RUN/eval/BENCHMARK_stepN, or evals/CHECKPOINT/BENCHMARK."),
+        Flag("out", "DIR", "Output directory. Default: RUN/eval/BENCHMARK_stepN, or evals/CHECKPOINT/BENCHMARK."),
         AGAINST,
         *HOSTS,
     ),

@@ -28,18 +28,18 @@ COMMAND = Command(
     missing="export what? expected a run or a checkpoint first, e.g. ropd export runs/a --to exported/a",
     flags=(
         Flag("to", "DIR", "The directory to write.", required="the directory to write, e.g. --to exported/a"),
-        Flag("step", "N", "Of a run, the checkpoint after N steps; without it the newest.", None, int, low=0),
+        Flag("step", "N", "The run's checkpoint after N steps. Default: the newest.", None, int, low=0),
         Flag(
             "dtype",
             "T",
-            "float32, bfloat16 or float16. Without it, a run's weights are written in float32, as they were trained, "
-            "and a checkpoint's in its own type (a GGUF file's, dequantized, in float32).",
+            "float32, bfloat16 or float16. Default: float32 for a run, as it was trained; a checkpoint's own type "
+            "(float32 for a GGUF file, which is dequantized).",
         ),
         Flag(
             "adapter",
             "",
-            "Of a run with student.lora.rank above 0, write only the adapters, as PEFT does (adapter_config.json, "
-            "adapter_model.safetensors). Without it they are merged into the weights.",
+            "For a run with student.lora.rank above 0: write only the adapters, as PEFT does (adapter_config.json, "
+            "adapter_model.safetensors). Default: merge them into the weights.",
             False,
         ),
     ),

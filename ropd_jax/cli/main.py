@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_all_logs()
     try:
         code = _dispatch(args)
-        sys.stdout.flush()  # what cannot be written is no success
+        sys.stdout.flush()  # output that cannot be written is an error
         return code
     except KeyboardInterrupt:
         sys.stderr.write("ropd: stopped\n")

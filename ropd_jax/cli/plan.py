@@ -52,7 +52,7 @@ COMMAND = Command(
           collectives what the compiled programs exchange
           seconds     a lower bound for a step, from the chip's published figures, and an expected
                       time, from the compiler's cycles (of a GPU from its roofline)
-          programs    those that decoding runs: rows halve in the tail of a step
+          programs    those of decoding, whose rows halve in the tail of a step
           cost        tokens per second, hours, and the teacher's calls and dollars
 
         If the config does not fit, the plan names the setting to change, and the exit code is 2.
@@ -74,21 +74,21 @@ COMMAND = Command(
         Flag(
             "mean_tokens",
             "N",
-            "Mean length of an answer, for the seconds. Without it, every answer has the maximum length.",
+            "Mean length of an answer, for the seconds. Default: every answer has the maximum length.",
             None,
             float,
         ),
-        Flag("ladder", "", "Compile decoding with fewer rows, too: what runs in the tail of a step.", False),
+        Flag("ladder", "", "Also compile decoding with fewer rows, as it runs in the tail of a step.", False),
         Flag("json", "", "Print JSON, for programs.", False),
         Flag("eval", "", "Plan ropd eval of the config's student.", False, section=EVAL),
-        Flag("k", "N", "Answers per problem; without it 16.", None, int, low=1, section=EVAL),
-        Flag("max_tokens", "N", "The longest answer; without it 32,768.", None, int, low=1, section=EVAL),
-        Flag("problems", "N", "How many, for the seconds; without it 30.", None, int, low=1, section=EVAL),
-        Flag("rows", "N", "Answers decoded at once; without it as ropd eval chooses.", None, int, low=1, section=EVAL),
+        Flag("k", "N", "Answers per problem. Default: 16.", None, int, low=1, section=EVAL),
+        Flag("max_tokens", "N", "Maximum length of an answer. Default: 32,768.", None, int, low=1, section=EVAL),
+        Flag("problems", "N", "Number of problems, for the seconds. Default: 30.", None, int, low=1, section=EVAL),
+        Flag("rows", "N", "Answers decoded at once. Default: as ropd eval chooses.", None, int, low=1, section=EVAL),
     ),
     notes="""
         Compiling takes a minute or more per program; results are cached in ~/.cache/ropd_jax/plan. TPU topologies need
-        libtpu: pip install 'ropd_jax[tpu-aot]'; GPUs need XLA's GPU compiler, in a .venv of its own: pip install
+        libtpu: pip install 'ropd_jax[tpu-aot]'; GPUs need XLA's GPU compiler, in a separate .venv: pip install
         'ropd_jax[gpu-aot]'. The student's weights are not needed.
     """,
     examples=(

@@ -28,8 +28,8 @@ COMMAND = Command(
         Flag(
             "tape",
             "TAPE",
-            "A tape.sqlite, or the directory of a run that has one. Its mean tokens and seconds give the estimate; "
-            "without it there are only upper bounds.",
+            "A tape.sqlite, or the directory of a run that has one. Its mean tokens and seconds give the estimate. "
+            "Default: only upper bounds.",
         ),
         Flag("calls", "", "Send nothing.", True),
         Flag("json", "", "Print JSON, for programs.", False),

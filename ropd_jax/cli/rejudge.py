@@ -60,11 +60,11 @@ COMMAND = Command(
         Flag(
             "rubric",
             "stored|fresh",
-            "fresh: induce each rubric again (teacher.rubricator) instead of using the stored one.",
+            "fresh: induce new rubrics (teacher.rubricator) instead of using the stored ones.",
             "stored",
         ),
         STEPS,
-        Flag("out", "FILE", "Write the whole comparison as JSON, each criterion included."),
+        Flag("out", "FILE", "Write the whole comparison as JSON, including each criterion."),
     ),
     notes="""
         Only keys of teacher, and seed, change a judgement; other keys are refused.

@@ -44,11 +44,11 @@ COMMAND = Command(
     renamed={"book": "answer_key"},
     flags=(
         Flag("host", "ADDRESS", "Address to listen on; the default is reachable from this machine only.", "127.0.0.1"),
-        Flag("port", "N", "Port; 0 takes a free one and prints it.", 8808, low=0, high=65535),
+        Flag("port", "N", "Port; 0 chooses a free one, which is printed.", 8808, low=0, high=65535),
         Flag(
             "api_key_env",
             "NAME",
-            "Environment variable with the key that clients must send; without it any key will do.",
+            "Environment variable with the key that clients must send. Default: any key is accepted.",
         ),
         Flag("max_body_mb", "X", "Largest request in MiB; a larger one is answered with 413.", 8.0, low=0.001),
         Flag("answer_key", "FILE", 'JSONL of {"question", "solution"}: worked solutions of word problems.'),

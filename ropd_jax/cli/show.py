@@ -50,7 +50,7 @@ COMMAND = Command(
         Flag(
             "criteria",
             "",
-            "The criteria of the whole run by wording: pass rate early and late, what was learned.",
+            "List the criteria of the whole run by wording: early and late pass rate, and which were learned.",
             False,
         ),
         Flag("unscored", "", "List the groups with answers that the teacher left unscored.", False),

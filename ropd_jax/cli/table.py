@@ -52,17 +52,17 @@ COMMAND = Command(
     words=("NAME[:arg]",),
     missing="which table? expected its name or file first, e.g. ropd table table1_blackbox",
     flags=(
-        Flag("runs", "DIR", "Directory with the runs of the rows.", "runs"),
-        Flag("evals", "DIR", "Directory in which ropd eval CHECKPOINT left its results.", "evals"),
+        Flag("runs", "DIR", "Directory that contains the runs.", "runs"),
+        Flag("evals", "DIR", "Directory of the results of ropd eval CHECKPOINT.", "evals"),
         Flag("format", "F", "markdown, csv or latex.", "markdown"),
         Flag(
             "costs",
             "",
-            "Add to each command to train its calls, dollars and hours. They are expected values if another seed has "
-            "been run; otherwise upper bounds of the dollars and lower bounds of the hours on a slice.",
+            "Add calls, dollars and hours to each training command: expected values if another seed has been run; "
+            "otherwise an upper bound of the dollars and a lower bound of the hours.",
             False,
         ),
-        Flag("topology", "CHIP:SIZE", "That slice. Nothing is compiled; ropd plan tells more.", "v5e:4x4"),
+        Flag("topology", "CHIP:SIZE", "The slice for --costs; nothing is compiled (ropd plan does that).", "v5e:4x4"),
         Flag("out", "FILE", "Write the table to a file."),
     ),
     examples=(

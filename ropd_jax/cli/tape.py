@@ -113,7 +113,7 @@ def _show_replies(rows: list[dict[str, Any]], path: pathlib.Path, as_json: bool)
         sys.stdout.write(json.dumps({"tape": str(path), "replies": rows}) + "\n")
         return
     if not rows:
-        sys.stdout.write(f"nothing of this kind is on {path}\n")
+        sys.stdout.write(f"{path} has no such replies\n")
     for row in rows:
         step = "" if row["step"] is None or row["step"] < 0 else f", step {row['step']}"
         cause = f": {row['cause']}" if row["cause"] else ""

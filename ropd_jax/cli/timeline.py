@@ -13,7 +13,7 @@ def run(args: Arguments) -> None:
 
 COMMAND = Command(
     name="timeline",
-    summary="what a run did when, as a Gantt chart, and in one line what it waits for",
+    summary="a Gantt chart of what a run did when, and one line about what it waits for",
     intro="""
         Prints in one line what the run waits for, and draws the steps as a Gantt chart: what the run itself does
         (sample, prefill, update, evaluate, checkpoint, idle) above what the teacher does for each group (reference,

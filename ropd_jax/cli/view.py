@@ -92,7 +92,7 @@ COMMAND = Command(
     run=run,
     words=("[DIR]",),
     flags=(
-        Flag("port", "N", "Port on 127.0.0.1; 0 is any free one.", 0, low=0, high=65535),
+        Flag("port", "N", "Port on 127.0.0.1; 0 chooses a free one.", 0, low=0, high=65535),
         Flag("bundle", "DIR", "Write a static copy to DIR and serve nothing.", section="bundle"),
         Flag(
             "without",
@@ -101,7 +101,7 @@ COMMAND = Command(
             "criteria. Requests to the teacher are then left out, too.",
             section="bundle",
         ),
-        Flag("groups", "worst:N", "Only the N groups of the lowest mean reward. Default: all.", section="bundle"),
+        Flag("groups", "worst:N", "Only the N groups with the lowest mean reward. Default: all.", section="bundle"),
         dataclasses.replace(STEPS, section="bundle"),
     ),
     examples=(

@@ -32,7 +32,7 @@ EMPTY = TokenSequence(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, 
 class TrainBatch(NamedTuple):
     """Arrays of one update; position t holds an input token and predicts ``targets_BT[:, t]``.
 
-    A row holds one sequence or, packed, several side by side, each with a segment of its own and positions from 0.
+    A row holds one sequence or, packed, several side by side, each with its own segment and positions from 0.
     Sequences with the same prompt may share it (`make_batch`, ``shared``).
 
     Attributes:
@@ -93,7 +93,7 @@ def make_batch(
     Args:
         advantage_B, valid_B, informative_B: of each sequence, see `Advantages`.
         length: most tokens of a sequence; a completion that does not fit is cut (only references can be that long).
-        places: which sequences each row holds (`first_fit`); None gives each a row of its own.
+        places: which sequences each row holds (`first_fit`); None gives each its own row.
         row_len: positions of a row; 0 means ``length - 1``, as the last token of a sequence is only predicted.
         shared: hold a prompt once for those who have it; the attention must know (`self_attention`, ``shared``).
     """
@@ -125,12 +125,12 @@ def make_batch(
 
 
 class _Span(NamedTuple):
-    """Where a sequence, or a prompt that several share, lies.
+    """The place of a sequence, or of a prompt that several sequences share.
 
     Attributes:
-        sequence, row, segment: of a shared prompt the first sequence that has it.
+        sequence, row, segment: for a shared prompt, those of the first sequence that has it.
         at, start, end: positions of the row; from ``start`` on they predict the completion. A prompt has start = end.
-        skipped: tokens of the sequence that lie elsewhere, in the shared prompt.
+        skipped: tokens of the sequence that are stored elsewhere, in the shared prompt.
     """
 
     sequence: int
@@ -229,8 +229,7 @@ def pack(
     fixed: bool,
     shared: bool = False,
 ) -> TrainBatch:
-    """`make_batch` with several sequences per row. Which rows there are depends on prompts and lengths only, never on a
-    verdict.
+    """`make_batch` with several sequences per row. The rows depend only on prompts and lengths, never on a verdict.
 
     Args:
         row_len: positions of a row, at least ``length - 1``.
@@ -252,8 +251,11 @@ def packing(sequences: Sequence[TokenSequence], length: int, *, row_len: int, fi
 
 
 def packing_shared(sequences: Sequence[TokenSequence], length: int, *, row_len: int, fixed: bool) -> list[list[int]]:
-    """Which sequences each row of `pack` holds if they share prompts: those with the same prompt stay together, as many
-    as fit; what they need is the prompt's positions once and the completions' own."""
+    """Which sequences each row of `pack` holds if they share prompts.
+
+    As many sequences with the same prompt as fit are in one row. They need the prompt's positions once, and those of
+    their completions.
+    """
     needed, units, sizes, most = positions_needed(sequences, length), list[list[int]](), list[int](), 0
     for group in _by_prompt(sequences, range(len(sequences))):
         most += -(-len(group) // (row_len // (length - 1)))

@@ -14,7 +14,7 @@ Row = tuple[bool, ...] | None
 
 
 def overlong_penalty(length: int, *, max_tokens: int, buffer: int, truncated: bool) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13): 0, then linear to -1 over the last ``buffer`` tokens.
+    """DAPO's soft overlong penalty (arXiv 2503.14476, Eq. 13): 0, then linear to -1 over the last ``buffer`` tokens.
 
     Args:
         length: tokens of the answer, including its stop token.

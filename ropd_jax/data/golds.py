@@ -145,7 +145,7 @@ def check_judged(train: Sequence[Prompt], heldout: Sequence[Prompt], *, judge: b
     """
     if exact_method and (found := _free(train)):
         raise UserError(
-            f"{found}; method={exact_method} rewards by exact comparison, so that nothing would be rewarded: choose a "
+            f"{found}; method={exact_method} rewards by exact comparison, so no answer would be rewarded: choose a "
             "method that uses a teacher (ropd, rar), or data.task=exact if an answer must match exactly"
         )
     if not judge and (found := _free(heldout)):

@@ -155,7 +155,7 @@ def benchmark_questions(place: str) -> dict[str, list[str]]:
             continue
         found[name] = [str(first(row, ("problem", "Problem", "question"), where)) for row in rows]
     if absent:
-        log.warning("the overlap with %s is unknown, because their rows are not there", ", ".join(absent))
+        log.warning("the overlap with %s is unknown, because their rows are not available", ", ".join(absent))
     return found
 
 

@@ -161,7 +161,7 @@ class Method(abc.ABC):
 
     @property
     def needs_initial(self) -> bool:
-        """Whether the loss reads ``Tokens.ref_logp_BT``."""
+        """True if the loss reads ``Tokens.ref_logp_BT``."""
         return False
 
     @property
@@ -175,34 +175,34 @@ class Method(abc.ABC):
 
     @property
     def by_group(self) -> bool:
-        """Whether rewards and advantages of a group depend only on that group.
+        """True if rewards and advantages of a group depend only on that group.
 
-        If so, its gradient can be summed before the others are judged (`training.accumulate`). A method that overrides
+        Then its gradient can be summed before the others are judged (`training.accumulate`). A method that overrides
         `revise`, `rewards` or `advantages` sets it itself.
         """
         return all(getattr(type(self), name) is getattr(Method, name) for name in ("revise", "rewards", "advantages"))
 
     @property
     def teaches_text(self) -> bool:
-        """Whether `sequences` holds texts of the teacher's, whose lengths no shape may follow."""
+        """True if `sequences` contains texts by the teacher; array shapes must not depend on their lengths."""
         return not self.needs_rollouts
 
     def check_student(self, student: Student, mesh: jax.sharding.Mesh) -> None:  # noqa: B027
-        """Before any weights are read: whether the method can train this student (its parameters are empty).
+        """Checks whether the method can train this student, before weights are read (its parameters are empty).
 
         Raises:
             UserError: what the config asks for cannot work.
         """
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
-        """Before any weights are read: whether the training prompts hold what the method needs of them.
+        """Checks whether the training prompts have what the method needs, before weights are read.
 
         Raises:
             UserError: naming a prompt that lacks it.
         """
 
     def setup(self, student: Student, mesh: jax.sharding.Mesh | None) -> Any:
-        """Once, before the first step. Returns the arrays that the method trains; they live in the checkpoint.
+        """Called once, before the first step. Returns the arrays that the method trains; checkpoints contain them.
 
         What never changes (a frozen teacher) can be kept on ``self``.
 
@@ -241,7 +241,7 @@ class Method(abc.ABC):
     def rewards(self, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> tuple[np.ndarray, np.ndarray]:
         """(reward_PG, valid_PG): NaN and False if unscored, so that an unscored reward cannot be used unnoticed.
 
-        With ``loss.overlong="shape"`` the punishment of overlong answers is part of it.
+        With ``loss.overlong="shape"`` it includes the penalty for overlong answers.
         """
         reward_PG = np.array([[np.nan if r is None else r for r in j.rewards] for j in judgements], np.float32)
         if self.cfg.loss.overlong == "shape":
@@ -277,9 +277,9 @@ class Method(abc.ABC):
 
     @property
     def loss_key(self) -> Hashable | None:
-        """What the traced loss depends on: methods of one key can share a compiled update. None: of this object only.
+        """What the traced loss depends on: methods with equal keys share a compiled update. None: it is not shared.
 
-        A method with a loss of its own is not shared, unless it says by which settings it can be.
+        None is the default for a method with its own loss. Override it with a key of the settings that the loss reads.
         """
         own = any(
             getattr(type(self), name) is not getattr(Method, name) for name in ("loss", "surrogate", "needs_initial")
@@ -295,7 +295,7 @@ class Method(abc.ABC):
         return bool(stream.staleness or stream.straggler_timeout_s) or self.cfg.sampling.engine != "own"
 
     def extras(self, trained: Any, batch: TrainBatch) -> Extras:
-        """What else the loss reads about the batch's tokens; ``batch`` is [A, b, T], on the host."""
+        """Further arrays that the loss reads about the batch's tokens; ``batch`` is [A, b, T], on the host."""
         return Extras()
 
     def extra_memory(

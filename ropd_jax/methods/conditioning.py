@@ -1,13 +1,13 @@
-"""Prompts that tell the student what a good answer does: the contexts of rgsd, rcsd, cort and cripo.
+"""Prompts that tell the student what makes a good answer: the contexts of rgsd, rcsd, cort and cripo.
 
-A paragraph behind the question of the last user message::
+A paragraph after the question in the last user message::
 
     What is 2 + 3?
 
     A good answer meets each of these criteria:
     - It ends with the right sum.
 
-The criteria are the teacher's text. The chat template writes them as it writes any user's words.
+The criteria are the teacher's text. The chat template formats them like any text of a user.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FREE = "A good answer meets each criterion that is asked for."  # as MEETS, with
 
 
 def told(tokenizer: Tokenizer, prompt: Prompt, head: str, criteria: Sequence[Criterion] = ()) -> np.ndarray:
-    """int32 tokens of the prompt with ``head`` and the criteria behind its last user message."""
+    """int32 tokens of the prompt with ``head`` and the criteria after its last user message."""
     messages = list(prompt.messages)
     last = max(i for i, m in enumerate(messages) if m.role == "user")
     lines = [messages[last].content, "", head, *(f"- {' '.join(c.text.split())}" for c in criteria)]

@@ -1,4 +1,4 @@
-"""ROPD whose advantage is spread over the tokens of an answer by how much the rubric speaks for each of them.
+"""ROPD with the advantage of an answer distributed over its tokens by how much the rubric favours each of them.
 
 After CoRT (arXiv 2607.25659): the same answer is scored under a prompt with the rubric and under a matched prompt
 without its criteria. The contrast of the two log-probs, bounded and normalised within the response, gives token weights
@@ -8,9 +8,9 @@ that redistribute the GRPO advantage. Here, for the tokens t of one answer:
     w_t = exp(c_t) / mean_s exp(c_s)
     A_t = w_t A
 
-So the weights of an answer have the mean 1 and lie between e^-2b and e^2b, and a uniform contrast is GRPO. Assumed,
-where its abstract is silent: the form of the bound and of the weights, and that both signs of A use the same weights.
-An answer that is not scored under both prompts keeps its advantage as it is.
+So the weights of an answer have mean 1 and are between e^-2b and e^2b, and a uniform contrast gives GRPO. The abstract
+does not give the form of the bound and of the weights, nor the weights for each sign of A; those here are assumptions.
+An answer that is not scored under both prompts keeps its advantage unchanged.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
 """ROPD with credit for what the total reward hides: suppressed and unexplored criteria.
 
 After CriPO (arXiv 2607.18082). A criterion is *suppressed* in a rollout that meets it while the rollout's total
-advantage is not positive, and *unexplored* in a group of which no rollout meets it. The live policy, told the
-criterion, is its own teacher:
+advantage is not positive, and *unexplored* in a group of which no rollout meets it. The current policy with the
+criterion in its prompt is its own teacher:
 
 1. Suppressed: a counterfactual pass finds the tokens that satisfy the criterion, and their advantage is flipped. Here
-   these are the tokens of the rollout whose log-prob, told the criterion, is more than ``cripo.margin`` nats above that
-   told its opposite; a negative advantage A becomes -A there.
-2. Unexplored: self-distillation toward the policy that is told the criterion, L = L_GRPO + beta L_OPSD. Here L_OPSD is
+   these are the tokens of the rollout whose log-prob under a prompt with the criterion is more than ``cripo.margin``
+   nats above that with its opposite; a negative advantage A becomes -A there.
+2. Unexplored: self-distillation toward the policy that is shown the criterion, L = L_GRPO + beta L_OPSD. Here L_OPSD is
    the policy loss whose advantage is log pi(y_t | x, c, y_<t) - log pi(y_t | x, y_<t), as in `ropd_jax.methods.rgsd`;
    beta is ``cripo.beta`` (0.05 for Qwen3-1.7B, 0.03 for 4B in the paper), and 0 in the first ``cripo.warmup_steps``
    steps (50).
 
-Assumed, where its abstract is silent: one suppressed criterion a rollout and one unexplored one a group, those of most
-points (of equal ones the first); the definitions of `ropd_jax.teacher.health`; the margin and the words of the
-opposite. A group without contrast has no GRPO term, and is still distilled from if it has an unexplored criterion.
+Assumed here, because the abstract does not say: one suppressed criterion per rollout and one unexplored criterion per
+group, those with the most points (of equal ones, the first); the definitions of `ropd_jax.teacher.health`; the margin
+and the words of the opposite. A group without contrast has no GRPO term, but its unexplored criterion is distilled.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class CriPO(ROPD):
         return loss_BT, metrics | {"unexplored_gap": gap_BT}
 
     def satisfies(self, tokens):
-        """The tokens that the suppressed criterion of their rollout asks for."""
+        """The tokens that satisfy the suppressed criterion of their rollout."""
         with_BT, known_BT = tokens.told("suppressed")
         against_BT, also_BT = tokens.told("opposite")
         return known_BT & also_BT & (with_BT - against_BT > self.cfg.cripo.margin)
@@ -100,7 +100,7 @@ def unexplored_of(judgement: Judgement) -> Criterion | None:
 
 
 def heaviest(criteria: Sequence[Criterion], among: Sequence[bool]) -> Criterion | None:
-    """The criterion of most points among those marked, of equal ones the first."""
+    """The marked criterion with the most points; of equal ones, the first."""
     marked = [c for c, yes in zip(criteria, among, strict=False) if yes]
     return max(marked, key=lambda c: c.points, default=None)
 

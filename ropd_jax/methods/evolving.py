@@ -1,10 +1,10 @@
 """Evolving rubrics: the criteria of a prompt grow with the student, after RLER (DR Tulu; open-instruct).
 
-The first visit of a prompt makes its *persistent* criteria, as ROPD does. Each later visit asks for at most
+The first visit of a prompt makes its *persistent* criteria, as ROPD does. Each later visit requests at most
 ``evolving.new`` new ones, from the contrast of the references with the rollouts of that visit. The rubric of a visit
-holds persistent, *active* and new criteria; a new one with the words of an old one is left out. After the verdicts, the
+has persistent, *active* and new criteria; a new one with the words of an old one is left out. After the verdicts, the
 criteria that are not persistent are ranked by the variance of their verdicts among the rollouts. At most
-``evolving.active`` stay active, and one whose verdicts are all equal leaves::
+``evolving.active`` stay active, and one whose verdicts are all equal is dropped::
 
     visit 1   persistent a b c d                      new: none
     visit 2   persistent a b c d   active             new e f      verdicts of e 1 0 1 0, of f 1 1 1 1: f leaves
@@ -12,10 +12,10 @@ criteria that are not persistent are ranked by the variance of their verdicts am
 
 Its sources (open-instruct's pull requests 1460 and 1581) name the buffer, its five active criteria and the removal by
 low variance. Assumed here: the first rubric is the persistent part, all criteria count by their points in one weighted
-pass rate, the rubricator does not see the criteria that exist, and of two that vary equally the older one stays.
+pass rate, the rubricator does not see the existing criteria, and of two with equal variance the older one stays.
 
-The buffer lives in the rubric store: it is part of the checkpoint, and a repeated step begins with the same criteria.
-It has an effect on prompts that are visited more than once.
+The buffer is in the rubric store, so it is part of the checkpoint, and a repeated step begins with the same criteria.
+It only affects prompts that are visited more than once.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Evolving(ROPD):
         how, own = self.cfg.ropd, self.cfg.evolving
         if how.rubric_per != "group" or how.rubrics == PUBLISHED or self.cfg.teacher.rubric_reuse != "fresh":
             raise UserError(
-                f"method='evolving' keeps rubrics itself, and found ropd.rubric_per={how.rubric_per!r}, "
+                f"method='evolving' manages rubrics itself: ropd.rubric_per={how.rubric_per!r}, "
                 f"ropd.rubrics={how.rubrics!r}, teacher.rubric_reuse={self.cfg.teacher.rubric_reuse!r}; expected "
                 "'group', 'teacher' and 'fresh'"
             )
         if own.new < 1 or own.active < 1:
             raise UserError(
                 f"evolving.new={own.new}, evolving.active={own.active}; expected at least 1 each, or method='ropd' "
-                "with teacher.rubric_reuse for a rubric that stays"
+                "with teacher.rubric_reuse for a rubric that does not change"
             )
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:

@@ -1,8 +1,8 @@
 """ExOPD (arXiv 2602.12125): on-policy distillation with the reward extrapolated beyond the teacher.
 
 The advantage of a token is -[(log pi_S - log pi_ref) - lambda (log pi_T - log pi_ref)] with pi_ref the initial student:
-what the teacher does more often than the initial student is pushed lambda times as far. lambda = 1 is LOPD; the
-authors' example and the default here is 1.25. ROPD's paper does not say which lambda its table used.
+what the teacher does more often than the initial student is reinforced lambda times as much. lambda = 1 is LOPD. The
+default is 1.25, as in the authors' example; ROPD's paper does not say which lambda its table used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class ExOPD(LOPD):
     def __post_init__(self):
         super().__post_init__()
         if self.cfg.lopd.mode != "sampled":
-            raise UserError(f"lopd.mode={self.cfg.lopd.mode!r} with method=exopd; it is defined for 'sampled' alone")
+            raise UserError(f"lopd.mode={self.cfg.lopd.mode!r} with method=exopd; expected 'sampled'")
 
     def token_advantage(self, tokens):
         scale = self.cfg.exopd.scale

@@ -1,4 +1,4 @@
-"""Generative adversarial distillation (GAD, arXiv 2511.10643): the reward is a discriminator learned on the way.
+"""Generative adversarial distillation (GAD, arXiv 2511.10643): the reward is a discriminator that learns too.
 
 D is a sequence scalar: the student's own network at the start, with a linear head on the last token in place of the
 vocabulary. It is trained by Bradley-Terry, L_D = -log sigma(D(y_T) - D(y_S)), on every pair of a teacher's reference
@@ -7,8 +7,8 @@ and a rollout of the same prompt; the student maximises D(y_S) with GRPO.
 1. warm-up, ``gad.warmup_steps`` steps: the student learns from the references by cross-entropy, D from its samples.
 2. after it both are updated in every step: rewards are those of D before its update.
 
-The head starts at 0, so that before the first update D prefers nobody. D and its optimizer are in the checkpoint. D's
-scores have no scale of their own: only differences within a group count.
+The head starts at 0, so D scores all answers equally before its first update. The checkpoint has D and its optimizer.
+D's scores have no fixed scale: only differences within a group count.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class GAD(Method):
 
     def __post_init__(self):
         if self.cfg.sampling.resample:
-            raise UserError("sampling.resample needs rewards before D has seen the step; set it to 0 with method=gad")
+            raise UserError("sampling.resample needs rewards before the update of D; set it to 0 with method=gad")
         if self.cfg.gad.warmup_steps < 0:
             raise UserError(f"gad.warmup_steps={self.cfg.gad.warmup_steps}; expected 0 or more")
 

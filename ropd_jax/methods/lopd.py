@@ -1,15 +1,15 @@
-"""On-policy distillation from a white-box teacher (LOPD): its logits on the student's own rollouts, no text asked.
+"""On-policy distillation from a white-box teacher (LOPD): it uses the teacher's logits on the student's own rollouts.
 
-Two forms (``lopd.mode``); which of them the paper's Table 2 ran is not said:
+There are two forms (``lopd.mode``); the paper does not say which one its Table 2 used:
 
-- ``sampled`` (Thinking Machines): the advantage of a token is -(log pi_S - log pi_T), the student's log-prob as it was
-  sampled, and the policy loss of ``cfg.loss`` runs on it. One log-prob a token is all that crosses from the teacher.
-- ``full`` (GKD, arXiv 2306.13649): the divergence over the whole vocabulary is the loss, ``lopd.beta`` 1 for the
-  reverse KL, 0 for the forward one, between them the generalised JSD. No gradient flows through the sampling. The
-  teacher's hidden states cross, not its logits: both logits exist for ``optim.logprob_chunk`` positions at a time.
+- ``sampled`` (Thinking Machines): the advantage of a token is -(log pi_S - log pi_T), with the student's log-prob from
+  sampling, and the policy loss of ``cfg.loss`` uses it. The teacher sends only one log-prob per token.
+- ``full`` (GKD, arXiv 2306.13649): the loss is the divergence over the whole vocabulary: the reverse KL with
+  ``lopd.beta`` 1, the forward KL with 0, the generalised JSD in between. No gradient flows through the sampling. The
+  teacher sends hidden states instead of logits: both logits exist for ``optim.logprob_chunk`` positions at a time.
 
-The teacher is any checkpoint that this package can load, frozen, on a mesh of its own (``lopd.fsdp``, ``lopd.tp``) or
-the student's. Its tokenizer must be the student's.
+The teacher is any checkpoint that this package can load. It is frozen, and is on its own mesh (``lopd.fsdp``,
+``lopd.tp``) or the student's. Its tokenizer must equal the student's.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class LOPD(Method):
             raise UserError(f"lopd.beta={how.beta}; expected 0 (forward KL) to 1 (reverse KL)")
         if not how.checkpoint:
             raise UserError(
-                f"method={self.cfg.method} needs a white-box teacher; set lopd.checkpoint to what student.checkpoint "
-                "may be: a directory, a .gguf file or an id of the Hub"
+                f"method={self.cfg.method} needs a white-box teacher; set lopd.checkpoint to a directory, a .gguf file "
+                "or a Hub id"
             )
 
     @property
@@ -73,7 +73,7 @@ class LOPD(Method):
         mesh_lib.check_divides(teacher.cfg, mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh)
         if how.fsdp and hosts.count() > 1:
             raise UserError(
-                f"lopd.fsdp={how.fsdp} gives the white-box teacher a mesh of its own, which works on one host only; "
+                f"lopd.fsdp={how.fsdp} gives the white-box teacher its own mesh, which works on one host only; "
                 "set lopd.fsdp=0: the student's mesh"
             )
 
@@ -117,7 +117,7 @@ class LOPD(Method):
         if how.mode == "full" and student_cfg.vocab_size != teacher_cfg.vocab_size:
             raise UserError(
                 f"lopd.mode='full' compares whole vocabularies: the student's has {student_cfg.vocab_size} rows, "
-                f"that of {how.checkpoint} {teacher_cfg.vocab_size}; take lopd.mode='sampled'"
+                f"that of {how.checkpoint} {teacher_cfg.vocab_size}; set lopd.mode='sampled'"
             )
         cfg, full, attention = teacher_cfg, how.mode == "full", self.cfg.optim.attention
         temperature, chunk = self.cfg.sampling.temperature or 1.0, self.cfg.optim.logprob_chunk
@@ -213,8 +213,8 @@ def check_tokenizers(student: Student, teacher: Student) -> None:
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False))
             at = sum(1 for _ in same)
             raise UserError(
-                f"the tokenizers differ: they cut {text!r} alike for {at} tokens, then {ours[at : at + 3]} and "
-                f"{theirs[at : at + 3]}; {remedy}"
+                f"the tokenizers differ: the first {at} tokens of {text!r} are equal, then the student's are "
+                f"{ours[at : at + 3]}, the teacher's {theirs[at : at + 3]}; {remedy}"
             )
 
 

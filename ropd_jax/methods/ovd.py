@@ -1,13 +1,13 @@
-"""On-policy verbal distillation (OVD, arXiv 2601.21968): the teacher says one digit, 0 to 9, of each rollout.
+"""On-policy verbal distillation (OVD, arXiv 2601.21968): the teacher grades each rollout with one digit, 0 to 9.
 
 Its paper and its use as a baseline leave the reward open, so both readings are here (``ovd.mode``):
 
 - ``reward``: the reward is digit / 9.
-- ``filter``: the digit only decides who stays, a(y) = 1[digit >= threshold]; a rejected rollout gives its place to a
-  demonstration of the teacher's. The reward is the exact outcome, of rollouts and demonstrations alike. It needs gold
-  answers, which ROPD does not; nobody sampled a demonstration from the student, so its importance ratio is 1. Where
-  the threshold lets no wrong rollout stay, every reward of a group is 1 and GRPO has no gradient: the lower it is, the
-  more wrong but promising rollouts stand beside the demonstrations.
+- ``filter``: the digit only decides which rollouts stay, a(y) = 1[digit >= threshold]; a demonstration by the teacher
+  replaces each rejected rollout. The reward is the exact outcome, for rollouts and demonstrations alike, so gold
+  answers are needed; ROPD does not need them. A demonstration was not sampled from the student, so its importance
+  ratio is 1. If the threshold rejects every wrong rollout, all rewards of the group are 1 and GRPO has no gradient: a
+  lower threshold keeps more wrong but promising rollouts next to the demonstrations.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class OVD(Method):
             raise UserError(f"ovd.mode={how.mode!r}; expected 'reward' or 'filter'")
         if how.mode == "filter" and self.cfg.loss.overlong == "shape":
             raise UserError(
-                "loss.overlong='shape' punishes the length of rollouts, but ovd.mode='filter' puts demonstrations "
-                "in the place of some; take loss.overlong='mask' or 'keep'"
+                "loss.overlong='shape' penalizes long rollouts, but ovd.mode='filter' replaces some of them with "
+                "demonstrations; set loss.overlong='mask' or 'keep'"
             )
         if not 0 <= how.threshold <= HIGHEST:
             raise UserError(f"ovd.threshold={how.threshold}; expected a digit, 0 to {HIGHEST}")

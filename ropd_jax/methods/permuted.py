@@ -1,4 +1,4 @@
-"""Control: ROPD with the rewards permuted within the batch. What it learns is not taught by the rewards.
+"""Control: ROPD with the rewards permuted within the batch. Whatever it learns does not come from the rewards.
 
 All else (references, rubrics, verdicts, update) is ROPD's. The control must not improve.
 """
@@ -16,7 +16,7 @@ class Permuted(ROPD):
         super().__post_init__()
         if self.cfg.ropd.advantage != "total":
             raise UserError(
-                f"method='permuted' permutes rewards, ropd.advantage={self.cfg.ropd.advantage!r} does not use them; "
+                f"method='permuted' permutes rewards, which ropd.advantage={self.cfg.ropd.advantage!r} does not use; "
                 "set ropd.advantage='total'"
             )
 

@@ -1,14 +1,14 @@
 """Rubrics as Rewards (arXiv 2507.17746, v1): a rubric made once from references, no contrast with the student.
 
-The rubric of a prompt has 7 to 20 criteria in four categories and never changes while the student does. Two ways to
-make a reward of it (``rar.mode``):
-
-With ``rar.rubrics="published"`` the rubric is the data's own (`ropd_jax.data.rubrics`): nothing but the verdicts is
-asked for, and ``explicit`` weighs by the points of its criteria. Otherwise:
+The rubric of a prompt has 7 to 20 criteria in four categories, and does not change during training. There are two ways
+to compute a reward from it (``rar.mode``):
 
 - ``explicit``: every criterion is verified, and the reward is sum w c / sum w with Essential 1.0, Important 0.7,
   Optional 0.3, Pitfall 0.8.
-- ``implicit``: one grade from 1 to 10 given the rubric, brought to [0, 1]; its paper finds this one better.
+- ``implicit``: one grade from 1 to 10 given the rubric, scaled to [0, 1]; the paper finds that this works better.
+
+With ``rar.rubrics="published"`` the rubric comes from the data (`ropd_jax.data.rubrics`). Then only verdicts are
+requested, and the weights of ``explicit`` are the points of its criteria.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Self-distillation criterion by criterion: the policy that is told one criterion teaches the policy that is not.
+"""Self-distillation criterion by criterion: the policy that is shown one criterion teaches the one that is not.
 
 After RCSD (arXiv 2606.19327), which conditions on single criteria instead of the whole rubric. Its rubric generator is
 trained; here the teacher's rubricator writes the rubric, as for `ropd_jax.methods.rgsd`. The advantage of token t is
-the mean over the told criteria k of log pi(y_t | x, c_k, y_<t) - log pi(y_t | x, y_<t).
+the mean over the shown criteria k of log pi(y_t | x, c_k, y_<t) - log pi(y_t | x, y_<t).
 
-Assumed, where its abstract is silent: the mean is plain, over the ``rcsd.criteria`` criteria of most points (of equal
-ones the first). Each is one scoring pass.
+The abstract leaves the choice of criteria open. Assumed here: a plain mean over the ``rcsd.criteria`` criteria with
+the most points; of equal ones, the first. Each takes one scoring pass.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GRPO on the exact answer (RLVR): the row that the paper's tables leave out.
 
-Reward 1 if the grader finds the final answer right, else 0. No teacher is asked; the gold answer is needed, which no
-other method here sees. A rollout that nobody can grade is unscored (cause ``ungraded``).
+Reward 1 if the grader finds the final answer right, else 0. There is no teacher. It needs the gold answer, which
+no other method here sees. A rollout that cannot be graded is unscored (cause ``ungraded``).
 """
 
 from __future__ import annotations

@@ -50,15 +50,16 @@ class ROPD(Method):
             raise UserError(f"ropd.rubric_per={how.rubric_per!r}; expected 'group' or 'pair'")
         if how.rubric_per == "pair" and reuse != "fresh":
             raise UserError(
-                f"teacher.rubric_reuse={reuse!r} keeps one rubric a prompt, ropd.rubric_per='pair' one a rollout; "
+                f"teacher.rubric_reuse={reuse!r} keeps one rubric per prompt, but ropd.rubric_per='pair' "
+                "needs one per rollout; "
                 "set teacher.rubric_reuse='fresh'"
             )
         if how.rubrics not in SOURCES:
             raise UserError(f"ropd.rubrics={how.rubrics!r}; expected 'teacher' or 'published'")
         if how.rubrics == PUBLISHED and how.rubric_per == "pair":
             raise UserError(
-                "ropd.rubrics='published' has one rubric a prompt, ropd.rubric_per='pair' one a rollout; set "
-                "ropd.rubric_per='group'"
+                "ropd.rubrics='published' has one rubric per prompt, but ropd.rubric_per='pair' needs one per rollout; "
+                "set ropd.rubric_per='group'"
             )
         if not 1 <= how.least_criteria <= how.most_criteria:
             raise UserError(
@@ -72,7 +73,7 @@ class ROPD(Method):
         if how.advantage == "per_criterion" and how.rubric_per == "pair":
             raise UserError(
                 "ropd.advantage='per_criterion' compares rollouts by the same criterion, and with "
-                "ropd.rubric_per='pair' each has criteria of its own; set ropd.rubric_per='group'"
+                "ropd.rubric_per='pair' each has its own criteria; set ropd.rubric_per='group'"
             )
         if how.advantage == "per_criterion" and not self.cfg.loss.normalize_std:
             raise UserError(
@@ -91,7 +92,7 @@ class ROPD(Method):
     @property
     def asks(self):
         n = self.cfg.sampling.rollouts if self.cfg.ropd.rubric_per == "pair" else 1
-        if self.cfg.ropd.rubrics == PUBLISHED:  # references are verified beside the answers, if they are pooled
+        if self.cfg.ropd.rubrics == PUBLISHED:  # references are verified with the answers, if they are pooled
             return ({"reference": 1} if self.cfg.ropd.pool_references else {}) | {"verify": 1}
         return {"reference": 1, "rubric": n, "verify": n}
 
@@ -99,7 +100,7 @@ class ROPD(Method):
         if self.cfg.ropd.rubrics == PUBLISHED:
             check_rubrics(prompts, "ropd.rubrics")
         elif own := sum("criteria" in p.metadata for p in prompts):
-            log.warning("%d prompts have a rubric of their own, which is not used; ropd.rubrics='published' does", own)
+            log.warning("%d prompts have their own rubric, which is ignored; ropd.rubrics='published' uses it", own)
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
         answers, design = tuple(r.answer for r in group.rollouts), self.design

@@ -1,12 +1,12 @@
 """RULER: one call ranks the rollouts of a group against each other, and its scores are the rewards.
 
 After the relative judge of ART (its documentation, "RULER"): the judge sees all answers of a group at once and gives
-each a score from 0 to 1, better answers higher ones; no reference, no rubric, no absolute scale. Because GRPO subtracts
-the group's mean, only the order and the distances within the group matter.
+each a score from 0 to 1, with higher scores for better answers. There is no reference, no rubric and no absolute
+scale: GRPO subtracts the group's mean, so only the order and the distances within the group matter.
 
-Here the scores are whole numbers from 0 to 100, divided by 100. Decided here: an answer whose score cannot be read is
-asked for again together with the others that lack one, not with the whole group; a group too long for the judge's
-context is asked about in halves, whose scores are then relative to their half.
+Here the scores are whole numbers from 0 to 100, divided by 100. If some scores cannot be read, a second request shows
+only the answers that lack one. A group that is too long for the judge's context is split into halves, and each score is
+then relative to its half.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on the teacher's references, same prompts and same number of references as ROPD.
 
-The student samples nothing. A reference that the teacher failed to give has no tokens and counts nowhere.
+The student does not sample. A reference that the teacher failed to write has no tokens and does not count.
 """
 
 from __future__ import annotations

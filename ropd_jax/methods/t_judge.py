@@ -1,9 +1,9 @@
 """T-Judge: the teacher gives each rollout one grade, and GRPO runs on it (baseline of arXiv 2605.07396, Table 1).
 
-The paper prints neither its prompt nor whether its judge sees references. This follows the nearest published recipe,
-the Likert judges of RaR (arXiv 2507.17746): an integer from 1 to 10, brought to [0, 1] as (grade - 1) / 9, with the
-same m references in view that ROPD has (``t_judge.references=True``) or none. With them, ROPD and T-Judge differ in
-the rubric alone.
+The paper does not give its prompt, nor whether its judge sees references. This follows the nearest published recipe,
+the Likert judges of RaR (arXiv 2507.17746): an integer from 1 to 10, scaled to [0, 1] as (grade - 1) / 9. The judge
+sees the same m references as in ROPD (``t_judge.references=True``), or none. With references, ROPD and T-Judge differ
+only in the rubric.
 """
 
 from __future__ import annotations

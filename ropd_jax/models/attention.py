@@ -52,14 +52,14 @@ def self_attention(
 ) -> jax.Array:
     """Causal attention within the segments of each row, with grouped query heads, without repeating K or V.
 
-    The tokens of a segment are next to each other and in order, so their index in the row tells past from future.
+    The tokens of a segment are next to each other and in order, so their index in the row separates past and future.
     Padding (segment 0) sees only padding, and nothing else sees it.
 
     Args:
         local: bool scalar, may be traced: whether this layer is one that sees ``window`` positions only.
         scale: factor on Q K^T; 0 means H^-1/2.
-        impl: a key of `KERNELS`, or ``auto``: splash on a TPU; cuDNN on a GPU where it has the dtype (bfloat16) and
-            no soft cap is asked of it; else plain XLA, in the way that suits short or long rows.
+        impl: a key of `KERNELS`, or ``auto``: splash on a TPU; cuDNN on a GPU for bfloat16 without a soft cap;
+            else plain XLA, in a form for short or long rows.
         shared: rows hold shared prompts (`core.batches.make_batch`): a token of segment s sees its own segment and
             that of the prompt, ``s - s % SHARED``. Plain XLA on every platform.
 
@@ -68,7 +68,7 @@ def self_attention(
         float32, in value and gradient.
 
     Raises:
-        UserError: unknown ``impl``, or one that cannot do what is asked.
+        UserError: unknown ``impl``, or one that does not support the arguments.
     """
     pattern = Pattern(scale or q_BTNH.shape[-1] ** -0.5, softcap, window)
     cp = parts_of_a_row()
@@ -93,24 +93,24 @@ def self_attention(
 def choose(
     impl: str, platform: str, length: int, dtype, softcap: float, *, rows: int, cp: int = 1, shared: bool = False
 ) -> str:
-    """The name of the kernel for a setting; see `self_attention`. With ``cp`` > 1 rows are in so many parts."""
+    """The name of the kernel for a setting; see `self_attention`. With ``cp`` > 1, rows are in that many parts."""
     if impl not in ("auto", *KERNELS):
         raise UserError(f"optim.attention={impl!r}; expected one of auto, {', '.join(KERNELS)}")
     if shared:
         if impl not in ("auto", *KERNELS_SHARED) or cp > 1:
             raise UserError(
                 f"optim.shared_prompts=True with optim.attention={impl!r} and mesh.cp={cp}: only the kernels "
-                f"{', '.join(KERNELS_SHARED)} know shared prompts, without mesh.cp; set optim.attention='auto' and "
-                "mesh.cp=1, or optim.shared_prompts=False"
+                f"{', '.join(KERNELS_SHARED)} support shared prompts, and only with mesh.cp=1; set "
+                "optim.attention='auto' and mesh.cp=1, or optim.shared_prompts=False"
             )
         return "short" if impl == "auto" else impl
     if impl == "cudnn" and (dtype != jnp.bfloat16 or softcap):
         raise UserError(
-            f"optim.attention='cudnn' with dtype {jnp.dtype(dtype).name} and soft cap {softcap}: cuDNN has bfloat16 "
-            "without a cap only; set student.dtype='bfloat16', or optim.attention='auto'"
+            f"optim.attention='cudnn' with dtype {jnp.dtype(dtype).name} and soft cap {softcap}: cuDNN supports "
+            "only bfloat16 without a cap; set student.dtype='bfloat16', or optim.attention='auto'"
         )
     if impl == "short" and cp > 1:
-        raise UserError(f"optim.attention='short' has no parts of rows (mesh.cp={cp}); set optim.attention='auto'")
+        raise UserError(f"optim.attention='short' does not support mesh.cp={cp}; set optim.attention='auto'")
     if impl != "auto":
         return impl
     if platform == "tpu":

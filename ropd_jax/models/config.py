@@ -127,5 +127,6 @@ class ModelConfig:
             self.experts_per_token
         ):
             raise UserError(
-                f"experts_per_token={self.experts_per_token} of num_experts={self.num_experts} is impossible"
+                f"experts_per_token={self.experts_per_token} with num_experts={self.num_experts}; expected 1 to "
+                "num_experts, or 0 for both"
             )

@@ -98,7 +98,7 @@ def token_logprobs(
 
     pieces = jax.lax.map(lambda xs: one_chunk(*xs), (split(x_BTD), split(targets_BT)))
     logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(targets_BT.shape)[:, :T] for x in pieces)
-    return constrain(logp_BT, "BS"), constrain(entropy_BT, "BS")  # the reshape of a single row forgets its axis
+    return constrain(logp_BT, "BS"), constrain(entropy_BT, "BS")  # the reshape of a single row loses its sharding
 
 
 class _How(NamedTuple):
@@ -111,12 +111,12 @@ class _How(NamedTuple):
 
 
 def _spread_chunk(how: _How, axes: tuple[str, ...], x_BTD, targets_BT, table_VD):
-    """(logp_BT, entropy_BT) of this device's rows, in `jax.shard_map`; each device has a part of the table's words.
+    """(logp_BT, entropy_BT) of this device's rows, in `jax.shard_map`; each device has a part of the vocabulary.
 
-    Every device computes its own words for the rows of all. The gradient of the gather is a reduce-scatter.
+    Every device computes its part for the rows of all devices. The gradient of the gather is a reduce-scatter.
     """
     spec = out("B")
-    assert spec is not None, "the words are split over a mesh"
+    assert spec is not None, "the vocabulary is split over a mesh"
     rows, split = len(x_BTD), spec[0]
     x_BTD, targets_BT = (jax.lax.all_gather(a, split, tiled=True) for a in (x_BTD, targets_BT))
     first = jax.lax.axis_index(axes) * len(table_VD)
@@ -215,9 +215,9 @@ _leading.defvjp(_leading_forward, _leading_backward)
 
 
 def _slices(table_VD: jax.Array) -> tuple[int, int]:
-    """(words per slice, slices): 16 equal slices, or fewer if V is not divisible or they would be too small.
+    """(tokens per slice, slices): 16 equal slices, or fewer if V is not divisible or they would be too small.
 
-    49,152 words are 16 slices of 3,072; 151,936 words are 16 of 9,496; 104 words are one slice.
+    49,152 tokens are 16 slices of 3,072; 151,936 tokens are 16 of 9,496; 104 tokens are one slice.
     """
     slices = math.gcd(len(table_VD), 16)
     while slices > 1 and len(table_VD) // slices < LEAST_WORDS:
@@ -239,9 +239,9 @@ def _paste(x: jax.Array, piece: jax.Array, i, size: int, axis: int = 1) -> jax.A
 
 
 def _spread(cfg: ModelConfig) -> tuple[str, ...]:
-    """The mesh axes that split the words of the output table; () if the table is gathered instead.
+    """The mesh axes that split the vocabulary of the output table; () if the table is gathered instead.
 
-    A device then computes its own words for the positions of all rows. That is as much work as all words for its own
+    A device then computes its own part for the positions of all rows. That is as much work as all parts for its own
     rows, but neither the table nor its gradient exists whole on a device (Qwen3-4B, float32: 1.6 GB each).
     """
     mesh = active_mesh()

@@ -95,7 +95,7 @@ def adapted(cfg: ModelConfig, lora: Lora) -> tuple[tuple[str, str], ...]:
         hits = [pair for name, pair in names.items() if fnmatch.fnmatchcase(name, pattern)]
         if not hits:
             raise UserError(
-                f"student.lora.targets: {pattern!r} fits no weight; expected patterns over {', '.join(names)}"
+                f"student.lora.targets: {pattern!r} matches no weight; expected patterns over {', '.join(names)}"
             )
         found += hits
     if not found:

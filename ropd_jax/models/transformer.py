@@ -331,7 +331,7 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
 def embed_few(cfg: ModelConfig, params: Params, tokens_B: jax.Array, dtype) -> jax.Array:
     """x_BD of one token for each row (decoding).
 
-    On a mesh every device looks up its own words of the vocabulary, the others' are 0, and the sum over ``tp`` is
+    On a mesh every device looks up its own part of the vocabulary, the other rows are 0, and the sum over ``tp`` is
     exact. So the exchanged data has the size of x_BD. A table that is split over ``fsdp`` first gives all rows a slice
     of D, and an all-to-all then exchanges slices for rows.
     """

@@ -43,7 +43,7 @@ def make_mesh(fsdp: int = -1, tp: int = 1, devices=None, *, ep: int = 1, cp: int
     devices = jax.devices() if devices is None else devices
     n = len(devices)
     if min(tp, ep, cp) < 1 or (fsdp < 1 and fsdp != -1):
-        raise UserError(f"mesh fsdp={fsdp}, ep={ep}, cp={cp}, tp={tp}: expected positive sizes (fsdp=-1: the rest)")
+        raise UserError(f"mesh fsdp={fsdp}, ep={ep}, cp={cp}, tp={tp}: expected positive sizes, or fsdp=-1")
     inner = {axis: size for axis, size in (("ep", ep), ("cp", cp)) if size > 1} | {"tp": tp}
     rest, words = math.prod(inner.values()), " x ".join(f"{axis}={size}" for axis, size in inner.items())
     if fsdp == -1:

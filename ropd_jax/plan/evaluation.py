@@ -140,7 +140,7 @@ def _check(cfg: ConfigDict, model_cfg: ModelConfig, max_tokens: int) -> None:
     if programs.prompt_len(cfg) + max_tokens > most:
         raise UserError(
             f"prompts of {programs.prompt_len(cfg)} tokens and answers of {max_tokens} together exceed the {most} that "
-            f"{cfg.student.checkpoint} was made for; lower --max_tokens or data.max_prompt_tokens"
+            f"{cfg.student.checkpoint} supports; lower --max_tokens or data.max_prompt_tokens"
         )
 
 

@@ -323,7 +323,7 @@ def _json_of(check: Check) -> dict[str, Any]:
 
 def speed_line(speed: Speed) -> str:
     """The measured speed of a model, as a line."""
-    rate = "tokens a second unknown" if speed.tokens_per_s is None else f"{speed.tokens_per_s:.3g} tokens a second"
+    rate = "tokens per second unknown" if speed.tokens_per_s is None else f"{speed.tokens_per_s:.3g} tokens per second"
     more = "at least " if speed.slots == TOGETHER else ""
     slots = "calls at a time unknown" if speed.slots is None else f"{more}{speed.slots} at a time"
     return f"{speed.provider}: {speed.model}: {rate}, {slots}" + (f" ({speed.message})" if speed.message else "")

@@ -315,7 +315,7 @@ def _show_advice(console: Console, topology: Topology, measured: Measured, repor
     advice = report["advice"]
     if advice is None:
         return
-    table = _table("tried", "change", "peak", "fits", "seconds a step at least")
+    table = _table("tried", "change", "peak", "fits", "seconds per step, at least")
     for t in advice["tried"]:
         seconds = "" if t["seconds"] is None else f"{t['seconds']:.1f}"
         fits = {True: "yes", False: "no", None: "unknown"}[t["fits"]]

@@ -105,7 +105,7 @@ class EngineConfig:
                 'or "" for student.dtype'
             )
         if any(not s for s in self.stop):
-            raise UserError('sampling.stop holds an empty text, which would end every answer at once; remove the ""')
+            raise UserError('sampling.stop contains an empty text, which would end every answer at once; remove the ""')
 
     @classmethod
     def from_config(
@@ -353,7 +353,7 @@ def layout(ecfg: EngineConfig) -> Layout:
     parts = 1 if mesh is None else mesh.shape["fsdp"]
     if ecfg.prompts % parts:
         raise UserError(
-            f"{ecfg.prompts} prompts side by side do not divide over mesh axis fsdp={parts}; choose a multiple of it"
+            f"{ecfg.prompts} prompts at once do not divide over mesh axis fsdp={parts}; choose a multiple of {parts}"
         )
     prompts = ecfg.prompts // parts
     batch = max(1, prompts // 2)

@@ -150,7 +150,7 @@ def _largest(x_BV: jax.Array, k: int) -> jax.Array | None:
     """The k largest of each row in falling order, [B, k]; None if blocks would not save most of the work.
 
     They are in the k blocks with the largest maxima: each of these holds an entry that is at least as large as anything
-    in the other blocks. For k = 50 of 49,152 words, 1,536 maxima and then 1,600 entries are sorted.
+    in the other blocks. For k = 50 of 49,152 tokens, 1,536 maxima and then 1,600 entries are sorted.
     """
     V = x_BV.shape[-1]
     # If only one column of the k is used, XLA on CPU sorts instead, which takes 5 x as long: hence the barrier. It
@@ -240,8 +240,8 @@ class Drawn(NamedTuple):
 def draw(key_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array, rule: SamplingRule) -> Drawn:
     """One token for each row, and its log-probs.
 
-    A block of 128 words is drawn by its probability, then a token within it. That takes one exponential per word and
-    two uniform numbers per row. (Gumbel noise takes one uniform number per word: at 64 x 49,152 a quarter of a decode
+    A block of 128 tokens is drawn by its probability, then a token within it. That takes one exponential per token and
+    two uniform numbers per row. (Gumbel noise takes one uniform number per token: at 64 x 49,152 a quarter of a decode
     step on CPU.)
 
     On a mesh the logits stay split over the vocabulary (`_draw_split`). A rule that leaves tokens out gathers them.
@@ -287,7 +287,7 @@ def _uniforms(key_B, t_B) -> jax.Array:
 def _draw_split(key_B, t_B, logits_BV, *, rule: SamplingRule, axis: str, parts: int):
     """`_draw` without truncation, with each device's part of the vocabulary: draws the same tokens.
 
-    1. Each part adds up its blocks. Two parts can share a block: 37,984 words are 296.75 blocks of 128. The blocks of
+    1. Each part adds up its blocks. Two parts can share a block: 37,984 tokens are 296.75 blocks of 128. The blocks of
        the vocabulary are the same on every mesh, so the random numbers have the same meaning.
     2. The sums of all blocks are gathered, 1/128 of the logits, and every device draws the block.
     3. The logits of that block come from the parts that contain it, and every device draws the token.
@@ -316,7 +316,7 @@ def _draw_split(key_B, t_B, logits_BV, *, rule: SamplingRule, axis: str, parts: 
         return token_B, logp_B, logp_B
 
     u_B2 = _uniforms(key_B, t_B)
-    begin = first % DRAW_WIDTH  # the place of the part's first word in its block
+    begin = first % DRAW_WIDTH  # the place of the part's first token in its block
     most = -(-(size + (DRAW_WIDTH - 1 if size % DRAW_WIDTH else 0)) // DRAW_WIDTH)  # blocks of a part
     words_BV = jnp.full((B, most * DRAW_WIDTH), -jnp.inf, jnp.float32)
     words_BV = jax.lax.dynamic_update_slice_in_dim(words_BV, logits_BV, begin if size % DRAW_WIDTH else 0, 1)

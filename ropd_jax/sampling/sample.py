@@ -171,9 +171,9 @@ def _lengths(longest: int, max_tokens: int | None, limit: int) -> tuple[int, int
     if room < (max_tokens or 1):
         raise UserError(
             f"the longest prompt has {longest} tokens and the answer {max_tokens or 1}, more than the {limit} that the "
-            f"student was made for; give max_tokens={limit - longest} or less"
+            f"student supports; give max_tokens={limit - longest} or less"
             if longest < limit
-            else f"the longest prompt has {longest} tokens, the student was made for {limit}; shorten it"
+            else f"the longest prompt has {longest} tokens, but the student supports only {limit}; shorten it"
         )
     return prompt_len, max_tokens or min(room, MOST_TOKENS)
 

@@ -185,7 +185,7 @@ class Asker:
                 self._stats.count("unscored", cause)
 
     async def fitting(self, purpose: str, texts: Sequence[str], ask: Callable[[list[str]], Awaitable[T]]) -> T:
-        """Asks with the texts. While they exceed the context, halves the allowed length and cuts the texts to it.
+        """Calls ``ask`` with the texts; while they exceed the context, halves the allowed length and cuts them to it.
 
         Raises:
             ContextError: the texts do not fit even if each is cut to ``fences.MIN_CUT`` characters.

@@ -144,4 +144,4 @@ def _absorb(tape: Tape) -> None:
             tape.add(other.entry(key))
         other.close()
         if missing:
-            log.info("took over %d answers from %s", len(missing), path.name)
+            log.info("copied %d answers from %s", len(missing), path.name)

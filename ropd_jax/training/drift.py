@@ -9,11 +9,11 @@ evaluation the alarm compares the current values with the best evaluation before
     reward     mean of the steps since the evaluation before this one, against the steps up to that best one
     measure    accuracy, or the judge's mean grade from 0 to 1, of this evaluation, against the best one's
 
-It rings if the reward is higher by more than 1.645 of its standard errors (5 %, one-sided) and the measure is lower by
+It fires if the reward is higher by more than 1.645 of its standard errors (5 %, one-sided) and the measure is lower by
 more than chance explains. The measure's test treats the two evaluations as independent samples, which is conservative,
 since both use the same questions. The best of t evaluations is partly lucky, and the test is repeated at every
 evaluation, so evaluation t spends 0.05 / t(t+1), divided equally over its t comparisons. Of the runs whose students
-do not change, at most 5 % ring, however long they are. (At 5 % per evaluation it would be 38 % of those with 6
+do not change, it fires in at most 5 %, however long they are. (At 5 % per evaluation it would be 38 % of those with 6
 evaluations, and 97 % with 24.) Without gold answers and without a judge there is no result, rather than "no drift".
 """
 
@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-LEVEL = 0.05  # maximum share of unchanged runs that ring
+LEVEL = 0.05  # maximum share of runs without a change in which the alarm fires
 COVERED = 0.9  # share of the held-out answers that must have an exact grade for accuracy to be the measure
 Series = Mapping[str, tuple[Sequence[int], Sequence[float | None]]]
 
@@ -117,5 +117,5 @@ def _grades(series: Series) -> dict[int, tuple[float, float]]:
 
 
 def alarms(series: Series) -> list[int]:
-    """The steps at which the alarm rang."""
+    """The steps at which the alarm fired."""
     return [s for s, value in zip(*series.get("eval/drift", ((), ())), strict=True) if value]

@@ -51,7 +51,7 @@ class Origin:
     Attributes:
         run: the other run's directory, absolute, or its URL.
         step: finished steps of its checkpoint.
-        pending: the new run has no checkpoint of its own yet.
+        pending: the new run has not saved a checkpoint yet.
     """
 
     run: epath.Path

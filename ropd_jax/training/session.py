@@ -406,7 +406,7 @@ class Session:
     def _not_saved_because(self, error: BaseException, state: State) -> str:
         """Why the state is not that of the last finished step, or cannot be saved; "" if it can."""
         if isinstance(error, LockLost):
-            return "another run holds the directory"
+            return "another run has taken over the directory"
         if isinstance(error, FloatingPointError):
             return "its numbers are not finite"
         if any(x.is_deleted() for x in jax.tree.leaves(state)):

@@ -86,7 +86,7 @@ def check_run(cfg: RunConfig) -> None:
             f"sampling.max_tokens={sampling.max_tokens}, for instance a fifth of it"
         )
     if loss.is_cap and loss.ratio == "sequence":
-        raise UserError("loss.is_cap and loss.ratio='sequence' exclude each other; set loss.is_cap=0.0 for GSPO")
+        raise UserError("loss.is_cap cannot be combined with loss.ratio='sequence'; set loss.is_cap=0.0 for GSPO")
     if loss.is_clip and not (loss.is_cap or cfg.overlap.staleness or cfg.overlap.straggler_timeout_s):
         raise UserError(
             "loss.is_clip=True multiplies the clipped loss by importance weights, but loss.is_cap=0.0 leaves them out; "
@@ -94,8 +94,8 @@ def check_run(cfg: RunConfig) -> None:
         )
     if sampling.resample and jax.process_count() > 1:
         raise UserError(
-            f"sampling.resample={sampling.resample} samples as often as the teacher's answers ask for, which "
-            "several hosts cannot do in step; set it to 0"
+            f"sampling.resample={sampling.resample} samples again depending on the rewards, which does not work "
+            "on several hosts; set it to 0"
         )
     check_overlap(cfg.overlap, resample=sampling.resample, ratio=loss.ratio)
     if sampling.engine not in (OWN, OPENAI):
@@ -116,12 +116,12 @@ def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh)
 
 
 def check_sample_mesh(update: jax.sharding.Mesh, sample: jax.sharding.Mesh, *, copy_weights: bool) -> None:
-    """Raises UserError for a sampler on a mesh of its own that shall not have weights of its own."""
+    """Raises UserError for a sampler on its own mesh without its own copy of the weights."""
     if sample is not update and not copy_weights:
         sizes = [f"fsdp={m.shape['fsdp']} tp={m.shape['tp']}" for m in (sample, update)]
         raise UserError(
             f"sampling.copy_weights=False: the sampler's mesh ({sizes[0]}) is not the update's ({sizes[1]}), so it "
-            "needs weights of its own; set sampling.copy_weights=True, or one mesh for both (mesh.fsdp and mesh.tp)"
+            "needs its own weights; set sampling.copy_weights=True, or one mesh for both (mesh.fsdp and mesh.tp)"
         )
 
 
@@ -145,7 +145,7 @@ def _check_source(source: MixtureSource, data: Mapping[str, Any], *, held: bool)
     if not source.name and 0 < (own["size"] or 0) < data["prompts_per_step"]:
         raise UserError(
             f"data.prompts_per_step={data['prompts_per_step']} is more than data.size={own['size']}; expected at most "
-            "as many prompts a step as there are: lower it, or raise data.size"
+            "as many prompts per step as there are: lower it, or raise data.size"
         )
     if own["source"] == "jsonl" and not own["path"]:
         raise UserError(f"{where}path is empty with {where}source='jsonl'; expected a JSONL file of questions")
@@ -153,7 +153,7 @@ def _check_source(source: MixtureSource, data: Mapping[str, Any], *, held: bool)
         if not size and own["source"] in ("reasoning_gym", "instructions"):
             none = "; data.heldout=False is a run without held-out data" if key == "heldout_size" else ""
             raise UserError(
-                f"{where}{key}={size} is all of a set, but {own['source']} has no end; expected 1 or more{none}"
+                f"{where}{key}={size} means a whole set, but {own['source']} is endless; expected 1 or more{none}"
             )
     drawn = own["source"] == "published" and own["heldout_path"] in ("", own["path"])
     if held and drawn and not data["heldout_size"]:
@@ -198,7 +198,7 @@ def check_gradable(weight: float, prompts: Iterable[Prompt]) -> None:
         )
     if without := graded.count(False):
         log.warning(
-            "%d of %d training prompts have no exact grade: the method's reward alone counts there",
+            "%d of %d training prompts have no exact grade: for them only the method's reward counts",
             without, len(graded),
         )  # fmt: skip
 
@@ -245,8 +245,8 @@ def check_judge(teacher: Mapping[str, Any], judged: int) -> None:
         other, role = role_of(teacher, key)
         if (other, role.model) == (where, judge.model):
             raise UserError(
-                f"teacher.judge is teacher.{key} itself ({where.provider}: {judge.model}); a judge of what the rewards "
-                "leave out must be another model"
+                f"teacher.judge is the same model as teacher.{key} ({where.provider}: {judge.model}); the drift alarm "
+                "needs a judge that gives no rewards: name another model"
             )
 
 
@@ -288,7 +288,7 @@ def note_best(cfg: RunConfig) -> None:
     if cfg.checkpoint.keep_best and name in cfg.eval.benchmarks:
         log.warning(
             "checkpoint.best_by=%s keeps the checkpoints that do best on a benchmark, which is then not a test set of "
-            "this run: a result on it says too little of new problems. Report another one, or the last checkpoint",
+            "this run: its result overstates the accuracy on new problems. Report another one, or the last checkpoint",
             name,
         )
 
@@ -297,14 +297,14 @@ def check_overlap(how: OverlapConfig, *, resample: int, ratio: str) -> None:
     """Raises UserError for an overlap (``cfg.stream``) that cannot work."""
     if how.straggler_timeout_s and (how.deterministic or not how.groups):
         raise UserError(
-            f"stream.straggler_timeout_s={how.straggler_timeout_s:g} lets the clock decide which groups a step has; it "
+            f"stream.straggler_timeout_s={how.straggler_timeout_s:g} makes the groups of a step depend on time; it "
             "needs stream.groups above 0 and stream.deterministic=False"
         )
     stale = "stream.staleness=1" if how.staleness else "stream.straggler_timeout_s" if how.straggler_timeout_s else ""
     if stale and resample:
-        raise UserError(f"{stale} and sampling.resample exclude each other; set one of them to 0")
+        raise UserError(f"{stale} cannot be combined with sampling.resample; set one of them to 0")
     if stale and ratio == "sequence":
-        raise UserError(f"{stale} is corrected token by token, which loss.ratio='sequence' is not; use 'token'")
+        raise UserError(f"{stale} needs importance weights per token; set loss.ratio='token'")
     if stale and how.cap < 1:
         raise UserError(f"stream.cap={how.cap}; expected at least 1, 2.0 in the released code")
 
@@ -331,15 +331,13 @@ def check_server(server: ServerConfig, cfg: RunConfig, rule: SamplingRule, *, wi
             "sampling.engine='openai' works with one host that trains; use sampling.engine='own' with several"
         )
     if cfg.loss.ratio == "sequence":
-        raise UserError(
-            "sampling.engine='openai' is corrected token by token, which loss.ratio='sequence' is not; use 'token'"
-        )
+        raise UserError("sampling.engine='openai' needs importance weights per token; set loss.ratio='token'")
     if cfg.overlap.cap < 1:
         raise UserError(f"stream.cap={cfg.overlap.cap}; expected at least 1, 2.0 in the released code")
 
 
 def check_length(prompt_len: int, max_tokens: int, row_len: int, model_cfg: ModelConfig) -> None:
-    """Raises UserError when prompt and answer together are longer than the checkpoint was made for.
+    """Raises UserError when prompt and answer together are longer than the checkpoint supports.
 
     Args:
         prompt_len: tokens of the longest prompt.
@@ -349,12 +347,12 @@ def check_length(prompt_len: int, max_tokens: int, row_len: int, model_cfg: Mode
     if total > model_cfg.max_seq_len:
         raise UserError(
             f"prompts of {prompt_len} tokens and sampling.max_tokens={max_tokens} make {total}, but the "
-            f"student was made for {model_cfg.max_seq_len}; lower data.max_prompt_tokens or sampling.max_tokens"
+            f"student supports {model_cfg.max_seq_len}; lower data.max_prompt_tokens or sampling.max_tokens"
         )
     if row_len and row_len < total - 1:
         raise UserError(
             f"optim.row_len={row_len} is too short for prompts of {prompt_len} tokens and "
-            f"sampling.max_tokens={max_tokens}; expected at least {total - 1}, or 0 for a row a sequence"
+            f"sampling.max_tokens={max_tokens}; expected at least {total - 1}, or 0 for one sequence per row"
         )
 
 

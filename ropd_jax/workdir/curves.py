@@ -12,7 +12,7 @@ PANELS = (  # title, ((metric, label), ...), upper end of a share's axis or None
     ("held-out accuracy", (("eval/accuracy", "greedy"), ("eval/sampled_accuracy", "sampled")), 1.0),
     ("groups", (("teacher/unscored_frac", "unscored"), ("group/zero_variance_frac", "zero variance")), 1.0),
     ("response length (tokens)", (("sample/length_mean", "mean"),), None),
-    ("entropy (nats a token)", (("update/entropy", "policy"),), None),
+    ("entropy (nats per token)", (("update/entropy", "policy"),), None),
     ("gradient norm", (("update/grad_norm", "before clipping"),), None),
 )
 

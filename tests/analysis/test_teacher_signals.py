@@ -69,7 +69,7 @@ def test_every_stored_answer_gets_its_teachers_mean_logprob(run, teacher, tmp_pa
 
 
 def saved(run, steps):
-    """Checkpoints of a run whose students are the shipped one with its output table rolled by that many words."""
+    """Writes checkpoints after ``steps``; each is the shipped student with its output table rolled by that many ids."""
     (run / "config.json").write_text(json.dumps(configs.default().to_dict()))
     params = load_checkpoint("tiny").params
     checkpoints = Checkpoints(run / "checkpoints", keep=9)
@@ -113,7 +113,7 @@ def test_an_answer_too_long_for_the_teacher_is_said(tmp_path):
     long = Rollout(np.zeros(1, np.int32), np.zeros(1, np.float32), "Answer: 3\n" * 60, "length")
     group = RolloutGroup(Prompt("p", (Message("user", "1 + 2 ="),)), np.zeros(1, np.int32), (long,), 0, 0)
     GroupsLog(tmp_path).write(0, [group], [Judgement((1.0,), (None,))], [[0.0]])
-    with pytest.raises(UserError, match="was made for 128"):
+    with pytest.raises(UserError, match="supports 128"):
         score_run(tmp_path, "tiny", tmp_path / "s.jsonl")
 
 

@@ -14,7 +14,7 @@ from ropd_jax.utils.tracing import Span, read_spans
 
 
 def hand_made():
-    """Two steps of 10 s: 4 sampling, 3 idle (rubric 1, verify 1.5, nothing 0.5), 2 update, 1 of the host's own."""
+    """Two steps of 10 s: 4 sampling, 3 idle (rubric 1, verify 1.5, nothing 0.5), 2 update, 1 other work of the host."""
     rows = []
     for step in (0, 1):
         t = 100.0 + 10 * step

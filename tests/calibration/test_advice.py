@@ -78,7 +78,8 @@ def test_biases_with_0_in_their_interval_are_not_mentioned():
                   bias__halo=estimate(0.3, 0.2, 0.4), flips=estimate(0.1, 0.05, 0.2))  # fmt: skip
     assert said[1].startswith("Earlier positions get more true verdicts (20 % from end to end): use one answer")
     assert said[2].startswith("Longer answers get 10 % more true verdicts")
-    assert said[3].startswith("About 30 % of the answers get one opinion") and said[4].endswith("10 % of the verdicts.")
+    assert said[3].startswith("About 30 % of the answers get the same verdict on all")
+    assert said[4].endswith("10 % of the verdicts.")
 
 
 def test_strict_and_lenient_need_intervals_apart():

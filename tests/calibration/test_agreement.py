@@ -80,7 +80,7 @@ def test_certainty_is_not_believed():
 
 
 def test_intervals_are_over_questions_and_not_over_verdicts():
-    """Ten equal verdicts on each question: the interval is over questions, three times as wide."""
+    """Ten equal verdicts on each question: an interval over questions is three times as wide as one over verdicts."""
     right = np.repeat(np.array([T, F] * 10), 10)
     question = np.repeat(np.arange(20), 10)
     clustered = agreement(cells(question, np.ones(200, bool), right, 20), Bootstrap(20))["accuracy"]

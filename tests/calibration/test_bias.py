@@ -67,7 +67,7 @@ def test_flips_count_verdicts_of_both_looks():
 
 
 def simulated(halo, p_true, p_false, answers=4_000, seed=0):
-    """Verdicts on 4 criteria of 4 kinds, two met and two missed; a share gets one opinion."""
+    """Verdicts on 4 criteria of 4 kinds, two met and two missed; a share of the answers gets one verdict on all."""
     rng = np.random.default_rng(seed)
     truth = np.tile([1, 1, 0, 0], (answers, 1))
     chance = np.where(truth == 1, p_true, p_false)

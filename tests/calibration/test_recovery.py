@@ -121,7 +121,7 @@ def test_a_bias_is_not_found_where_another_one_is():
     assert not covers(report("rates")["bias"]["position"], -0.25)
 
 
-def test_the_noise_of_a_report_makes_a_judge_that_errs_alike():
+def test_the_noise_of_a_report_makes_a_judge_that_errs_in_the_same_way():
     """A second judge, made from the first one's report: on ten times as many answers, its figures are within the first
     one's intervals."""
     first = report("halo")

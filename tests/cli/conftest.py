@@ -1,4 +1,4 @@
-"""Fixtures of the command line: a run that is only recorded, and the one line of a mistake."""
+"""Fixtures of the command line: a run that is only recorded, and the one-line error of a mistake."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers import CONFIG_FILE
 
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
-    """Puts a recorder in the place of ``ropd_jax.train``; returns (a config file, the calls)."""
+    """Replaces ``ropd_jax.train`` by a recorder; returns (a config file, the calls)."""
     calls = []
     fake = types.ModuleType("ropd_jax.train")
     fake.train = lambda config, workdir: calls.append((config, workdir)) or Result(pathlib.Path(workdir), {})
@@ -28,7 +28,7 @@ def runs(monkeypatch, tmp_path):
 
 @pytest.fixture
 def error_of(capsys):
-    """Runs a command that must fail because of a mistake of the user; returns its one line."""
+    """Runs a command that must fail because of the user's mistake; returns its one-line error."""
 
     def run(*args):
         assert cli.main(args) == 2

@@ -1,7 +1,7 @@
-"""Mistakes of a run, through the command line: one line, exit code 2, no weight read, and no trace.
+"""Mistakes in the command or config of a run: a one-line error, exit code 2, no weights read, no files left.
 
-Each row is a mistake and words that its line must hold. ``FILES`` are made for all of them: empty ones, broken ones,
-directories in the place of files.
+Each row is a mistake and words that the error must contain. All rows can use ``FILES``: empty and broken files, and
+directories instead of files.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ NUMBERS = [  # key=value, which is out of range, of another kind, or not finite
     "ropd.least_criteria=0", "ropd.references_pass=2", "ovd.threshold=10", "lopd.beta=1.5", "gad.lr=0", "gad.b1=1",
 ]  # fmt: skip
 
-WORDS = [  # overrides of the config, and words of the line
+WORDS = [  # overrides of the config, and words that the error must contain
     (["loss.aggregation=mean"], ["loss.aggregation='mean'", "token_mean"]),
     (["loss.ratio=group"], ["loss.ratio='group'", "sequence"]),
     (["loss.kl_kind=k4"], ["loss.kl_kind='k4'", "k3"]),
@@ -88,7 +88,7 @@ WORDS = [  # overrides of the config, and words of the line
     (["optim.xla_options=fast"], ["optim.xla_options", "'fast'"]),
     (["student.dtype=float17"], ["student.dtype='float17'", "bfloat16"]),
     (["student.lora.rank=4096"], ["student.lora.rank=4096", "width 96"]),
-    (["student.lora.rank=4", "student.lora.targets=('mlpp',)"], ["'mlpp' fits no weight"]),
+    (["student.lora.rank=4", "student.lora.targets=('mlpp',)"], ["'mlpp' matches no weight"]),
     (["student.lora.base_dtype=int8"], ["student.lora.base_dtype='int8'", "student.lora.rank"]),
     (["student.checkpoint="], ["student.checkpoint is empty"]),
     (["student.checkpoint=./nowhere"], ["./nowhere", "does not exist"]),
@@ -103,7 +103,7 @@ WORDS = [  # overrides of the config, and words of the line
     (["student.chat_template=empty.jinja"], ["is empty"]),
     (["student.chat_template=bad.jinja"], ["bad.jinja", "not a Jinja chat template"]),
     (["sampling.cache_dtype=float8"], ["sampling.cache_dtype='float8'", "int8"]),
-    (["sampling.stop=('',)"], ["sampling.stop holds an empty text"]),
+    (["sampling.stop=('',)"], ["sampling.stop contains an empty text"]),
     (["sampling.max_tokens=10_000"], ["sampling.max_tokens=10000", "128"]),
     (["data.source=jsonnl"], ["jsonnl", "reasoning_gym, instructions, jsonl or published"]),
     (["data.task=chain_sums"], ["chain_sums", "chain_sum"]),

@@ -1,4 +1,4 @@
-"""A config file that does not work is one line."""
+"""A config file that does not work gives a one-line error."""
 
 from __future__ import annotations
 

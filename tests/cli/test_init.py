@@ -1,4 +1,4 @@
-"""``ropd init``: the package's files in a directory of one's own."""
+"""``ropd init``: the package's files in the user's directory."""
 
 from __future__ import annotations
 

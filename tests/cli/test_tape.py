@@ -89,7 +89,7 @@ def test_show_without_failed_has_the_newest_replies(recorded, capsys):
     assert cli.main(["tape", "show", recorded, "--n", "1", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["replies"]) == 1
     assert cli.main(["tape", "show", recorded, "--role", "verify", "--failed"]) == 0
-    assert "nothing of this kind" in capsys.readouterr().out
+    assert "has no such replies" in capsys.readouterr().out
     assert cli.main(["tape", "show", recorded, "--role", "rubrik"]) == 2
     assert "did you mean rubric" in capsys.readouterr().err
 

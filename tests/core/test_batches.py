@@ -1,4 +1,4 @@
-"""Rows of an update: which position holds what, and that shapes do not depend on what the teacher said."""
+"""Rows of an update: what each position holds, and that shapes do not depend on the teacher's replies."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ def test_questions_without_held_out_data_are_said_to_be_so(tmp_path, caplog, cha
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.size": 0}, "data.size=0 is all of a set, but reasoning_gym has no end"),
-        ({"data.size": None}, "data.size=None is all of a set"),
+        ({"data.size": 0}, "data.size=0 means a whole set, but reasoning_gym is endless"),
+        ({"data.size": None}, "data.size=None means a whole set"),
         ({"data.heldout_size": 0}, "1 or more; data.heldout=False is a run without held-out data"),
         ({"data.source": "published", "data.heldout_size": 0}, "leaves nothing to train on"),
         ({"data.heldout": False, "checkpoint.keep_best": 1}, "needs held-out data, but data.heldout=False"),

@@ -1,4 +1,4 @@
-"""Make `checkpoints/` anew: how a checkpoint can be stored, and what transformers and PEFT make of it, in float32.
+"""Regenerates `checkpoints/`: ways to store a checkpoint, and what transformers and PEFT compute from it, in float32.
 
     make golden
     python -m tests.golden.make_checkpoints

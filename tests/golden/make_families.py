@@ -1,11 +1,11 @@
-"""Make `families/` anew: tiny random models of every family, and what transformers computes with them, in float32.
+"""Regenerates `families/`: tiny random models of every family, and what transformers computes with them, in float32.
 
     make golden
     python tests/golden/make_families.py
 
 Each model is the smallest that shows every feature of its family: groups of heads, a head width that is not D/N,
 windows shorter than the sequence, scaled rotary angles (YaRN: Qwen3), biases and norms with no number at its default,
-tied and untied tables. ``golden.npz`` beside its config and weights holds tokens (the second row is padded on the
+tied and untied tables. ``golden.npz``, next to its config and weights, has tokens (the second row is padded on the
 left), logits, the log-prob of each next token, and 16 greedy tokens.
 
 Needs torch and transformers; nothing else in the repository does.

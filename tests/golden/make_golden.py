@@ -1,4 +1,4 @@
-"""Make the golden files of this directory anew: what transformers and torch compute, for `tests/models` to meet.
+"""Regenerates the golden files of this directory: what transformers and torch compute, for `tests/models`.
 
     make golden                                          (installs torch, then runs this file)
     python tests/golden/make_golden.py [--full-logits FILE.npy]
@@ -114,7 +114,7 @@ def smollm2(full_logits: str | None) -> None:
 
 @torch.no_grad()
 def tiny(name: str, dtype: torch.dtype, shard: str, **changes) -> None:
-    """A random Llama with no number at its default, so that one that is read wrongly shows."""
+    """A random Llama without default values, so that a field that is misread changes the result."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=96,
@@ -137,7 +137,7 @@ def tiny(name: str, dtype: torch.dtype, shard: str, **changes) -> None:
         if "norm" in parameter_name:
             p.copy_(1 + 0.3 * torch.randn_like(p))
     model.to(dtype).save_pretrained(HERE / name, max_shard_size=shard)
-    # read anew: .to(bfloat16) has rounded the rotary frequencies as well
+    # read again: .to(bfloat16) has rounded the rotary frequencies as well
     model = transformers.LlamaForCausalLM.from_pretrained(HERE / name, dtype=torch.float32, attn_implementation="eager")
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, 96, (3, 17)))
     logits = model(tokens, use_cache=False).logits.numpy()

@@ -1,4 +1,4 @@
-"""A student's answer is never executed: every reasoning-gym task, with answers that try."""
+"""A student's answer is never executed: every reasoning-gym task, with answers that try to be."""
 
 from __future__ import annotations
 

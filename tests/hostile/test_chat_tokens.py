@@ -1,4 +1,4 @@
-"""Special tokens and unseen characters of a foreign text are shown by their numbers, and come back."""
+"""Special tokens and invisible characters of a foreign text are shown by their code points, and can be restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloaded files: a checkpoint that lies, leaves its directory or computes forever is refused in one line."""
+"""Downloaded files: false sizes, paths outside their directory and endless work are refused with a one-line error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HUGE = 2**60
 
 
 def refused(call, *words):
-    """The call is refused in one line with these words, quickly, and without using much memory."""
+    """Asserts that the call is refused with a one-line error with these words, quickly and without much memory."""
     tracemalloc.start()
     begin = time.monotonic()
     try:

@@ -37,7 +37,7 @@ STOPS = ["401", "403", "404", "redirect"]  # faults that end the run; the others
 
 
 class Hostile:
-    """A teacher over HTTP whose faults send the client's key back in every place that a client could show."""
+    """A teacher over HTTP whose errors contain the client's key in every field that a client could show."""
 
     def __init__(self):
         self.kind = ""  # kind of every answer; "" means one kind after the other

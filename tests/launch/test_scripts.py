@@ -2,7 +2,7 @@
 
 A fake ``ropd`` takes six steps, keeps them in its workdir, and ends with 130 on SIGTERM, as the real one does. While
 there is a file ``hold``, it stops after two further steps until it gets a signal. The fakes of ``gcloud``, ``srun``,
-``scontrol`` and ``xpk`` run what they are given on this machine.
+``scontrol`` and ``xpk`` run their commands on this machine.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ for _ in range(1 + int(words["--max-restarts"])):
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-    """The folder of the fakes' state; they are first on the PATH."""
+    """The folder of the fakes' state; the fakes come first on the PATH."""
     tools = tmp_path / "bin"
     tools.mkdir()
     bucket = tmp_path / "bucket"
@@ -117,7 +117,7 @@ def cloud(tmp_path, monkeypatch):
 
 
 def launch(script, *args, **environment):
-    """The script in a session of its own, as in a terminal: Ctrl-C reaches it, also if these tests run in the
+    """Starts the script in a separate session, as in a terminal: Ctrl-C reaches it, also if these tests run in the
     background, where shells switch it off."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here is ignored by children
     try:
@@ -146,7 +146,7 @@ def text(path):
 
 
 def held(run, steps):
-    """Wait until the fake run has taken so many steps and waits for a signal; its pid."""
+    """Waits until the fake run has taken this many steps and waits for a signal; returns its pid."""
     until(lambda: len(text(run / "steps")) == steps)
     return int(text(run / "pid"))
 

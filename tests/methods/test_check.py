@@ -1,4 +1,4 @@
-"""What `judge` returned is checked: one line with the line of ``judge`` instead of a failure much later."""
+"""The result of `judge` is checked: a one-line error that names its line, instead of a failure much later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A method by name, by file, as a class; and every mistake in a file as one line with what to change."""
+"""A method by name, by file, as a class; every mistake in a file gives a one-line error that says what to change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods: what they ask of the teacher, what a failure becomes, and how an own one is loaded."""
+"""Methods: their requests to the teacher, what a failure becomes, and how a user's method is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""experiments/mini.py: every method, setting and variant is a config that can start, and differs where it says."""
+"""experiments/mini.py: every method, setting and variant can start, and differs only in the documented keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rubrics of the data in place of the teacher's: rar and ropd with fixed rubrics, and rubrics exported from a run."""
+"""Rubrics from the data instead of the teacher's: rar and ropd with fixed rubrics, and rubrics exported from a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Counting(ScriptedClient):
 
 
 def ruled(rows):
-    """The group of test_rivals, whose prompt has a rubric of its own."""
+    """The group of test_rivals, whose prompt has its own rubric."""
     plain = group()
     return dataclasses.replace(
         plain, prompt=dataclasses.replace(plain.prompt, metadata={"criteria": own_rubric(rows, "f:1")})
@@ -89,7 +89,7 @@ def test_prompts_without_a_rubric_are_refused_before_the_run(key, caplog):
     with pytest.raises(UserError, match=rf"{key}.rubrics='published', but 1 of 2 prompts .* \(the first: bare\)"):
         method.check_prompts([with_rubric, without])
     load_method("ropd", config()).check_prompts([with_rubric])
-    assert "1 prompts have a rubric of their own, which is not used" in caplog.text
+    assert "1 prompts have their own rubric, which is ignored" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_prompts_without_a_rubric_are_refused_before_the_run(key, caplog):
     [
         ("rar", {"rar__rubrics": "x"}, "rar.rubrics='x'; expected 'teacher' or 'published'"),
         ("ropd", {"ropd__rubrics": "x"}, "ropd.rubrics='x'; expected 'teacher' or 'published'"),
-        ("ropd", {"ropd__rubrics": "published", "ropd__rubric_per": "pair"}, "one rubric a prompt"),
+        ("ropd", {"ropd__rubrics": "published", "ropd__rubric_per": "pair"}, "one rubric per prompt"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(name, changes, message):

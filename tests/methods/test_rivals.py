@@ -1,4 +1,4 @@
-"""The rivals that need no network of their own: their rewards, and what a failure becomes in each."""
+"""The baselines that train no second network: their rewards, and what a failure becomes in each."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def test_ovd_filter_replaces_the_rejected_and_pays_the_outcome():
     assert rows[1].completion_T.tolist() == [*map(ord, FULL), 1] and np.isnan(rows[1].old_logp_T).all()
     method, j = judged("ovd", ovd__mode="filter", ovd__threshold=5)
     assert j.rewards == (1.0, 1.0, 1.0, 1.0) and method.shown(j)[1] is None  # no contrast is left
-    method, j = judged("ovd", ovd__mode="filter", ovd__threshold=0)  # nobody is rejected: the exact answer alone
+    method, j = judged("ovd", ovd__mode="filter", ovd__threshold=0)  # no rollout is rejected
     assert j.rewards == (1.0, 1.0, 0.0, 0.0) and method.shown(j) == [None] * 4
 
 
-def test_what_nobody_sampled_has_ratio_one_whatever_the_clip():
-    """So a demonstration with advantage A gives the gradient of A times cross-entropy."""
+def test_a_demonstration_has_ratio_one_whatever_the_clip():
+    """A demonstration with advantage A gives the gradient of A times cross-entropy."""
     import jax
 
     method = load_method("ovd", config(ovd__mode="filter"))
@@ -153,7 +153,7 @@ def test_a_failure_is_unscored_with_its_cause_and_a_wrong_key_stops_the_run(name
     [
         ("ovd", {"ovd__mode": "both"}, "ovd.mode='both'.*'reward' or 'filter'"),
         ("ovd", {"ovd__threshold": 10}, "ovd.threshold=10.*0 to 9"),
-        ("ovd", {"ovd__mode": "filter", "loss__overlong": "shape"}, "take loss.overlong='mask' or 'keep'"),
+        ("ovd", {"ovd__mode": "filter", "loss__overlong": "shape"}, "set loss.overlong='mask' or 'keep'"),
         ("rar", {"rar__mode": "x"}, "rar.mode='x'"),
         ("ropd", {"ropd__rubric_per": "x"}, "ropd.rubric_per='x'"),
         (
@@ -186,7 +186,7 @@ def test_variance_weights_change_rewards_and_are_kept_beside_the_points():
 
 
 def report(path, **reliability):
-    """A calibration's report, cut down to what a run reads of it."""
+    """A calibration's report, reduced to what a run reads."""
     kinds = {kind: {"reliability": value} for kind, value in reliability.items()}
     path.write_text(json.dumps({"schema_version": "ropd.calibration.v1", "kinds": kinds}))
     return str(path)
@@ -215,7 +215,7 @@ def test_a_judge_that_is_reliable_in_nothing_leaves_the_group_unscored(tmp_path)
 
 
 def test_criteria_that_the_references_fail_are_dropped():
-    """Slips differ between the references: what one of them fails must go when all are to pass."""
+    """Slips differ between the references: a criterion that one of them fails is dropped if all must pass."""
     client = ScriptedClient(slip_rate=1.0)
     _, j = judged("ropd", client=client, ropd__references_pass=1.0)
     failed = [not all(row[k] for row in j.reference_passed) for k in range(len(j.rubric.criteria))]
@@ -251,7 +251,7 @@ def test_overlong_answers_are_punished_or_masked_and_stay_in_the_baseline():
     shown = [*rows[:3], TokenSequence(g.prompt_tokens_T, np.array([7, 1], np.int32), np.full(2, np.nan, np.float32))]
     assert np.asarray(without_overlong(adv, [g], shown).valid_PG).all()  # a demonstration in its place was not cut
     other = Advantages(*(np.ones((1, 2)) > 0,) * 3)
-    assert np.asarray(without_overlong(other, [g], shown[-1:] * 2).valid_PG).all()  # references alone
+    assert np.asarray(without_overlong(other, [g], shown[-1:] * 2).valid_PG).all()  # only references
 
 
 def test_an_unscored_rollout_gets_no_punishment_that_would_score_it():

@@ -114,7 +114,7 @@ def test_a_policy_loss_chosen_by_the_config_is_its_formula(name):
     weight_BT = token_weights(batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=MAX_TOKENS)
     assert float(masked_sum(weight_BT * loss_BT, batch.mask_BT)) == pytest.approx(want, rel=1e-5)
     others = [value for other, (_, value) in SWITCHES.items() if other != name]
-    assert min(abs(want - value) for value in others) > 1e-3  # no switch could stand in for another
+    assert min(abs(want - value) for value in others) > 1e-3  # no switch has the effect of another
 
 
 def test_clip_and_truncated_weights_of_one_token_by_hand():
@@ -188,7 +188,7 @@ def test_weights_that_are_left_out_cannot_multiply_the_clip():
 
 
 def plain_tokens(params, row):
-    """[(log-prob, entropy)] of each answer token behind the prompt [3, 4], from the whole softmax in float64."""
+    """[(log-prob, entropy)] of each answer token after the prompt [3, 4], from the full softmax in float64."""
     tokens = jnp.asarray([[3, 4, *row]], jnp.int32)
     at = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     x_BTD = transformer.hidden(TINY, params, tokens, at, jnp.ones_like(tokens))

@@ -1,4 +1,4 @@
-"""rgsd, rcsd, cort, cripo: what they tell, and their losses against numbers worked out by hand."""
+"""rgsd, rcsd, cort, cripo: the prompts that they show, and their losses against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def method(name, **keys):
 
 
 def tokens_of(advantage=(0.0, 0.0), now=OLD, **told):
-    """Two answers behind the prompt [3, 4] in one packed row, sampled at OLD; ``told`` are log-probs by context."""
+    """Two answers after the prompt [3, 4] in one packed row, sampled at OLD; ``told``: log-probs by context."""
 
     def batch(values):
         rows = [

@@ -1,4 +1,4 @@
-"""LOPD and ExOPD: advantages by hand, a teacher on a mesh of its own, tokenizers that must agree."""
+"""LOPD and ExOPD: advantages by hand, a teacher on its own mesh, tokenizers that must agree."""
 
 from __future__ import annotations
 

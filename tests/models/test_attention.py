@@ -36,7 +36,7 @@ def inputs(T, *, B=2, N=4, K=2, H=16, seed=0):
     q, do = (rng.normal(size=(B, T, N, H)).astype(np.float32) for _ in range(2))
     k, v = (rng.normal(size=(B, T, K, H)).astype(np.float32) for _ in range(2))
     segments = np.zeros((B, T), np.int32)
-    for b in range(B):  # several sequences a row, padding behind them
+    for b in range(B):  # several sequences per row, then padding
         ends = np.sort(rng.choice(np.arange(1, T - 3), 4 + b, replace=False))
         for s, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True), 1):
             segments[b, start:end] = s
@@ -44,7 +44,7 @@ def inputs(T, *, B=2, N=4, K=2, H=16, seed=0):
 
 
 def reference(q, k, v, segments, window, softcap):
-    """Written for reading: every head, the whole score matrix, the mask from its definition."""
+    """The plainest form: one head at a time, the whole score matrix, the mask from its definition."""
     T, N, K = q.shape[1], q.shape[2], k.shape[2]
     t, s = np.arange(T)[:, None], np.arange(T)[None]
     seen = (segments[:, :, None] == segments[:, None, :]) & (s <= t) & ((t - s < window) if window else True)
@@ -69,7 +69,7 @@ def test_kernel_equals_naive_in_value_and_gradient(kernel, case):
     if kernel == "cudnn" and softcap:
         pytest.skip("cuDNN has no soft cap: it is refused, see below")
     q, k, v, segments, do = inputs(T)
-    do[segments == 0] = 0.0  # what padding gets is of no use
+    do[segments == 0] = 0.0  # the gradient of padding does not count
     pattern = lib.Pattern(16**-0.5, softcap, window)
 
     def ours(q, k, v):
@@ -161,7 +161,7 @@ def test_key_blocks_of_other_sequences_are_not_visited():
     segments = np.repeat(np.arange(1, 9, dtype=np.int32), 128)[None]
     first = np.asarray(lib.first_seen(segments, False, 0)).reshape(8, 128)
     visited = sum(i + 1 - first[i].min() // 128 for i in range(8))
-    assert visited == 8  # of 36 that causality alone leaves
+    assert visited == 8  # of the 36 below the diagonal
 
 
 def packed(sequences, length, seed):
@@ -210,7 +210,7 @@ def test_rows_of_answers_of_mean_3600_cost_the_pairs_of_blocks_that_they_need():
     lowest = np.where(segments > 0, first, np.arange(10_240)).reshape(rows, n, block).min(axis=2) // block
     needed = (np.arange(n) - lowest + 1).sum()
     assert plans.runs_QS.sum() == needed
-    assert 1.7 < rows * n * (n + 1) / 2 / needed < 1.8  # the whole triangle, which causality alone leaves
+    assert 1.7 < rows * n * (n + 1) / 2 / needed < 1.8  # over the whole lower triangle
 
 
 def test_the_kernel_does_not_touch_blocks_of_other_sequences():
@@ -248,7 +248,7 @@ def test_choice_of_kernel():
     with pytest.raises(UserError, match=r"optim.attention='flash'.*splash"):
         choose("flash", "cpu", 64, f32, 0.0)
     assert choose("auto", "cpu", 64, f32, 0.0, cp=2) == "xla"
-    with pytest.raises(UserError, match=r"'short' has no parts of rows \(mesh.cp=2\)"):
+    with pytest.raises(UserError, match=r"'short' does not support mesh.cp=2"):
         choose("short", "cpu", 64, f32, 0.0, cp=2)
     with pytest.raises(UserError, match=r"'cudnn' with dtype float32"):
         choose("cudnn", "gpu", 64, f32, 0.0)

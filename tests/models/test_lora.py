@@ -45,7 +45,7 @@ def logprobs(cfg, params, tokens):
 
 
 def grown(cfg, lora=LORA, seed=3):
-    """Adapters as they are after training: B is not zero."""
+    """Adapters as after training: B is not zero."""
     adapters = init_adapters(cfg, lora, seed)
     keys = iter(jax.random.split(jax.random.key(seed), 99))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), adapters)
@@ -218,7 +218,7 @@ def test_impossible_settings_are_refused(changes, message):
 
 
 def test_targets_that_fit_nothing_or_experts_are_refused():
-    with pytest.raises(UserError, match=r"'q_proj' fits no weight; expected patterns over attn.q, attn.k"):
+    with pytest.raises(UserError, match=r"'q_proj' matches no weight; expected patterns over attn.q, attn.k"):
         lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=("q_proj",)))
     with pytest.raises(UserError, match="targets is empty"):
         lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=()))

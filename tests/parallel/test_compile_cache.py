@@ -30,7 +30,7 @@ print(json.dumps({"loaded": found.loaded, "compiled": found.compiled, "saved_s":
 
 
 def start(tmp_path, *args, **environment):
-    """(what the process printed in the end, its lines before) of a process with its own home directory."""
+    """Runs a process with its own home directory; returns (its last line, the lines before)."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT", "XDG_"))}
     env |= {"HOME": str(tmp_path / "home"), "JAX_NUMPY_DTYPE_PROMOTION": "standard"} | environment
     out = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, *args], env=env, capture_output=True, text=True)

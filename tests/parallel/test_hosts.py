@@ -1,4 +1,4 @@
-"""Two processes of four devices do what one of eight does; if one ends, so does the other; a signal to one stops both.
+"""Two processes of four devices compute what one of eight does; if one ends, so does the other; a signal stops both.
 
 Loopback, CPU devices, gloo. The processes are `ropd train` as a user starts it.
 """

@@ -65,7 +65,7 @@ def test_rows_that_do_not_fit_end_with_2_and_fewer_are_suggested(capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--topology=v5e:1x1", "--max_tokens=40000"], "together exceed the 40960 that Qwen/Qwen3-4B was made for"),
+        (["--topology=v5e:1x1", "--max_tokens=40000"], "together exceed the 40960 that Qwen/Qwen3-4B supports"),
         (["--topology=v5e:1x1", "--search"], "belong to the plan of a run"),
         (["--topology=v5e:1x1", "--config.student.dtype=float16"], "student.dtype='float16'"),
         (["--topology=v5e:3x1", "--config.mesh.tp=3"], "num_heads=32 does not divide over tp=3"),

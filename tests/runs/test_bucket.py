@@ -1,4 +1,4 @@
-"""A run in a bucket: killed, resumed on a machine that knows nothing of it, and read by every command."""
+"""A run in a bucket: killed, resumed on a machine without any of its files, and read by every command."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def local_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed_run(tmp_path_factory):
-    """The URL of a run that was killed in its third or fourth step, and resumed where nothing of it was left."""
+    """The URL of a run that was killed in its third or fourth step, and resumed without any of its local files."""
     url, cache = f"{gcs()}/runs/killed", tmp_path_factory.mktemp("machine")
     environ = os.environ | {"ROPD_CACHE": str(cache)}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, url], env=environ)
@@ -207,7 +207,7 @@ def test_a_run_in_s3_is_resumed_elsewhere_and_ends_with_the_parameters_of_a_loca
 
 
 def objects(url):
-    """What is under a URL, the lock apart: name -> version."""
+    """The objects under a URL, except for the lock: name -> version."""
     found = buckets.prepare(url).find(url, detail=True)
     return {name: buckets.version(info) for name, info in found.items() if "/lock/" not in name}
 

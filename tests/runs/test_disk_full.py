@@ -1,4 +1,4 @@
-"""Whole runs on a disk that fills up: one line, a checkpoint elsewhere, and the same parameters in the end."""
+"""Whole runs on a disk that fills up: a one-line error, a checkpoint elsewhere, and the same parameters in the end."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_the_update_corrects_for_the_other_engine(whole):
 
 
 class Dies(FakeVLLM):
-    """Answers so many prompts, and nothing after that."""
+    """Answers this many prompts, and nothing after that."""
 
     def __init__(self, after):
         super().__init__()
@@ -163,7 +163,7 @@ def test_a_rollout_has_the_fields_of_our_own_samplers(tmp_path):
             "set data.heldout=False",
         ),
         (dict(sampling__top_k=5), "expected top_k=0"),
-        (dict(loss__ratio="sequence"), "corrected token by token"),
+        (dict(loss__ratio="sequence"), "needs importance weights per token"),
         (dict(stream__cap=0.5), "stream.cap=0.5; expected at least 1"),
     ],
 )

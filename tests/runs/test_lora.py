@@ -1,4 +1,4 @@
-"""Whole runs with adapters: what trains, what is saved, what a resumed run goes on with."""
+"""Whole runs with adapters: what is trained, what is saved, and how a resumed run continues."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_sft_with_adapters_lowers_its_loss(tmp_path):
     [
         (dict(student__lora__rank=-4), "rank=-4"),
         (dict(student__lora__base_dtype="int8"), "base_dtype='int8' without adapters"),
-        (LORA | dict(student__lora__targets=("q_proj",)), "'q_proj' fits no weight"),
+        (LORA | dict(student__lora__targets=("q_proj",)), "'q_proj' matches no weight"),
     ],
 )
 def test_impossible_adapters_are_found_before_anything_is_written(changes, words, tmp_path):

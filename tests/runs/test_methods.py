@@ -1,4 +1,4 @@
-"""Whole runs of each method, tiny: what it asks, what it trains on, and that a resumed run is the same run."""
+"""Whole runs of each method, tiny: its requests, its training data, and that a resumed run is the same run."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def test_a_run_that_lost_its_lock_stops_and_writes_nothing_more(tmp_path, monkey
     assert [p.name for p in (workdir / "lock").iterdir()] == ["7.json"]  # the new holder's stays
 
 
-def test_all_hosts_hear_what_host_0_found(tmp_path, monkeypatch):
-    """Of two hosts, the second holds no lock, and raises what the first says."""
+def test_all_hosts_raise_what_host_0_found(tmp_path, monkeypatch):
+    """Of two hosts, the second holds no lock and raises the first one's error."""
     said = iter(["pid 1 on host h is running here"])
     monkeypatch.setattr(owning.hosts, "index", lambda: 1)
     monkeypatch.setattr(owning.hosts, "broadcast_from_host0", lambda problem: next(said))

@@ -1,4 +1,4 @@
-"""A run whose teacher goes away for a while: no group is lost, and the parameters are those of a quiet run to the bit.
+"""A run whose teacher is unreachable for a while: no group is lost, and the parameters equal an undisturbed run's.
 
 The server is real and on loopback. It is closed in mid-run, so that connections are refused, and opened again on the
 same port. Two minutes of it in virtual time: ``tests/teacher/traffic/test_outage.py``; in real time, with the waits
@@ -60,7 +60,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
-    """The same waits, a hundred times shorter, unless a long outage was asked for."""
+    """The same waits, a hundred times shorter, unless a long outage was requested."""
     if OUTAGE_S > 10:
         return
     monkeypatch.setattr(outage, "_FIRST_POLL_S", 0.05)
@@ -110,7 +110,7 @@ def test_a_run_waits_for_its_teacher_and_ends_as_without_the_outage(server, tmp_
     assert groups_of(tmp_path / "run") == groups_of(tmp_path / "quiet")
     assert result["groups_unscored"] == 0
     lines = [r.getMessage() for r in caplog.records if r.name == outage.__name__]
-    assert any("cannot be reached since" in line and "cannot reach http://127.0.0.1" in line for line in lines)
+    assert any("has been unreachable since" in line and "cannot reach http://127.0.0.1" in line for line in lines)
     assert any("answers again" in line for line in lines)
 
 

@@ -26,7 +26,7 @@ from tests.runs.test_train import finished_params, tiny_config
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of two steps, and one of a step that was extended to two."""
+    """A run of two steps, and a run of one step that was extended to two."""
     place = tmp_path_factory.mktemp("runs")
     how = dict(checkpoint__keep=3, optim__warmup_steps=1)
     train(tiny_config(steps=2, **how), place / "whole")
@@ -55,7 +55,7 @@ def test_a_fork_starts_from_the_checkpoint_with_another_config_and_says_so(runs,
     for part in ("params", "opt_state"):
         a, b = (jax.tree.leaves_with_path(x[part]) for x in (begun, theirs))
         differ = [p for (p, x), (_, y) in zip(a, b, strict=True) if not np.array_equal(x, y)]
-        assert len(differ) == (part == "opt_state")  # the count of the schedule alone starts anew
+        assert len(differ) == (part == "opt_state")  # only the count of the schedule restarts
     assert trees_max_diff(finished_params(new, 1)["params"], begun["params"]) > 0
     assert train(cfg, new).values == result.values  # resumed without --fork
     with pytest.raises(UserError, match=rf"was forked from {runs / 'whole'}@1; remove --fork"):

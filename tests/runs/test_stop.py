@@ -1,4 +1,4 @@
-"""Whatever ends a run, a checkpoint of its last finished step is left, and a resumed run ends bit for bit equal."""
+"""However a run ends, it leaves a checkpoint of its last finished step, and resuming gives bit-identical results."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Whole runs in a stream: the same update, steps that overlap, and chaos.
 
 A teacher that stalls, a group that never answers, a slow one, SIGTERM in the middle: the step ends, says what it left
-out, and the run goes on.
+out, and the run continues.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def before_call(monkeypatch):
 
 
 def metrics_of(workdir):
-    """All that is logged of each step, in one."""
+    """All metrics of each step, merged."""
     rows: dict = {}
     for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
         rows.setdefault(row["step"], {}).update(row)

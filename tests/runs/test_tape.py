@@ -1,4 +1,4 @@
-"""Whole runs on a tape: the replay is the run, digit for digit, for nothing; a spent budget stops and goes on."""
+"""Whole runs on a tape: a replay is free and equals the run, digit for digit; a run stops at its budget."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def metrics_of(workdir):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A run with failures of every kind that ends a request, and what it left."""
+    """A run with every kind of failure that ends a request, and its files."""
     workdir = tmp_path_factory.mktemp("recorded") / "run"
     cfg = tiny_config(teacher__scripted__fault_rate=0.3, teacher__attempts=1, teacher__max_failed_frac=1.0)
     train(cfg, workdir)

@@ -31,7 +31,7 @@ LENGTH = 20
 
 
 def tiny_config(**changes):
-    """The quickstart, cut down to seconds."""
+    """The quickstart, reduced to seconds."""
     cfg = quickstart.get_config()
     cfg.mesh.fsdp = 1
     cfg.steps = 2

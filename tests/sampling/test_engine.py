@@ -1,4 +1,4 @@
-"""The sampler: exact log-probs, streams that do not depend on neighbours, groups that stream out."""
+"""The sampler: exact log-probs, draws that do not depend on neighbours, groups returned as they end."""
 
 from __future__ import annotations
 

@@ -377,7 +377,7 @@ PAGED = dataclasses.replace(ENGINE, attention="paged")
 
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks():
-    """Two pages a block: more blocks, and a smaller program."""
+    """Two pages per block: more blocks, and a smaller program."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ropd_jax.sampling.kernel.POSITIONS", 8)
         yield

@@ -100,7 +100,7 @@ def test_lengths_fit_the_student():
         UserError, match=r"has 21 tokens and the answer 108, more than the 128 .* max_tokens=107 or less"
     ):
         _lengths(21, 108, 128)
-    with pytest.raises(UserError, match=r"has 128 tokens, the student was made for 128; shorten it"):
+    with pytest.raises(UserError, match=r"has 128 tokens, but the student supports only 128; shorten it"):
         _lengths(128, None, 128)
 
 
@@ -112,7 +112,7 @@ def test_lengths_fit_the_student():
         ([[{"role": "user"}]], {}, r"message \{'role': 'user'\}; expected a Message or"),
         (["1"], {"n": 0}, r"n=0, .* expected positive numbers"),
         (["1"], {"temperature": -1}, r"sampling.temperature=-1; expected 0"),
-        (["1"], {"max_tokens": 1000}, r"more than the 128 that the student was made for; give max_tokens=126 or less"),
+        (["1"], {"max_tokens": 1000}, r"more than the 128 that the student supports; give max_tokens=126 or less"),
     ],
 )
 def test_what_cannot_be_sampled_is_named(student, prompts, settings, message):

@@ -1,4 +1,4 @@
-"""The failures of the released code on a bad day, and what must happen here instead.
+"""Failures of the released code, and what must happen here instead.
 
 Other failures are tested with their parts: scores that the judge reports (test_replies), keys that are
 missing (test_providers), indices (test_index, test_index_teach), rates (test_limits), the gate that stops a run

@@ -167,8 +167,8 @@ def test_what_depends_on_the_whole_step_waits_for_it():
         (dict(stream__staleness=2), r"stream.staleness=2; .* from 0 to 1"),
         (dict(stream__straggler_timeout_s=1.0, stream__groups=2), r"straggler_timeout_s=1.*deterministic=False"),
         (dict(stream__straggler_timeout_s=1.0, stream__deterministic=False), r"stream.groups above 0"),
-        (dict(stream__staleness=1, sampling__resample=1), r"staleness=1 and sampling.resample"),
-        (dict(stream__staleness=1, loss__ratio="sequence"), r"token by token"),
+        (dict(stream__staleness=1, sampling__resample=1), r"staleness=1 cannot be combined with sampling.resample"),
+        (dict(stream__staleness=1, loss__ratio="sequence"), r"importance weights per token"),
         (dict(stream__staleness=1, stream__cap=0.5), r"stream.cap=0.5"),
         (dict(stream__groups=-1), r"stream.groups=-1"),
     ],
@@ -197,7 +197,7 @@ def test_groups_go_through_json_unchanged():
 
 
 class Update:
-    """Writes down what it is given and when it works."""
+    """Records its groups, and when it runs."""
 
     def __init__(self, did, size=1):
         self.did, self.size, self.taken, self.added = did, size, [], 0

@@ -1,4 +1,4 @@
-"""Benchmarks during a run: what is measured when, how it is graded, and the warning for a choice by one."""
+"""Benchmarks during a run: what is measured when, how it is graded, and the warning if one selects the checkpoints."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_who_gives_rewards_is_no_held_out_judge():
     check_config(tiny_config(teacher__judge__model="another"))
     for role in ("verifier", "scorer"):
         both = {"teacher__judge__model": "m", f"teacher__{role}__model": "m"}
-        with pytest.raises(UserError, match=f"teacher.judge is teacher.{role} itself"):
+        with pytest.raises(UserError, match=f"teacher.judge is the same model as teacher.{role}"):
             check_config(tiny_config(**both))
         check_config(tiny_config(**both, teacher__judge__provider="openai"))
     with pytest.raises(UserError, match=r"eval\.judged=1; expected at least 2"):

@@ -27,7 +27,7 @@ LENGTH, G = 90, 6
 
 
 def sequences(prompts=(40, 1, 57), seed=0) -> list[TokenSequence]:
-    """``G`` answers of 1 to 30 tokens to each prompt of so many; one answer is empty."""
+    """``G`` answers of 1 to 30 tokens to each prompt; one answer is empty."""
     rng = np.random.default_rng(seed)
     made = []
     for size in prompts:

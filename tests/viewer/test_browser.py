@@ -1,4 +1,4 @@
-"""The page in a browser: every page, every filter, a run that trains, and hostile texts that stay texts."""
+"""The page in a browser: every page, every filter, a run that trains, and hostile texts that are shown as text."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_what_the_total_reward_hides_is_counted_and_told_of_one_group(runs):
     write_group(run, 3, ((T, F), (F, T), None), reference_passed=((T, T),))
     write_group(run, 4, ((F, T), (F, F), (F, T)), reference_passed=((F, T),))
     write_group(run, 5, ((F, T), (F, F), (F, T)), reference_passed=(None,))
-    assert steps(run, filters=("suppressed",)) == [3]  # 1/4 and 3/4: the first answer alone meets c1
+    assert steps(run, filters=("suppressed",)) == [3]  # 1/4 and 3/4: only the first answer meets c1
     assert steps(run, filters=("unexplored",)) == [1, 5]  # the reference of step 4 fails c1, that of step 5 is unjudged
     assert steps(run, sort="unexplored", descending=True)[:2] == [1, 5]
     found = Run(run).groups(Query())

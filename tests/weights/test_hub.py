@@ -1,4 +1,4 @@
-"""Ids of the Hub: from the cache, from a server, and a one-line error for every failure."""
+"""Hub ids: from the cache, from a server, and a one-line error for every failure."""
 
 from __future__ import annotations
 

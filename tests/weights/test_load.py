@@ -83,7 +83,7 @@ def test_the_host_never_holds_more_than_a_few_tensors(sharded, fsdp, tp):
     path, params = sharded
     mesh = mesh_lib.make_mesh(fsdp, tp)
     with contextlib.closing(HFSource(path)) as source:
-        stream(source, mesh, at_once=0)  # what is compiled is compiled
+        stream(source, mesh, at_once=0)  # compiles everything beforehand
     tracemalloc.start()
     try:
         source = HFSource(path)

@@ -75,7 +75,7 @@ def test_a_key_inside_a_section_of_any_keys_has_the_class_of_the_section():
 
 
 def write_docs() -> None:
-    """Put the table into the docs."""
+    """Writes the table into the docs."""
     head, mark, _ = DOCS.read_text().partition("| key | default | values | class |\n")
     rows = [f"| `{name}` | `{default}` | {values} | {kind} |" for name, default, values, kind in table_rows()]
     DOCS.write_text(head + mark + "|---|---|---|---|\n" + "\n".join(rows) + "\n")

@@ -42,7 +42,7 @@ def records(directory):
 
 
 def put(directory, number, **changes):
-    """A record of a process of another host, or as changed."""
+    """Writes the record of a process of another host, with changes."""
     import fsspec
 
     fs, path = fsspec.core.url_to_fs(directory)

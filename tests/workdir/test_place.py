@@ -25,7 +25,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def url(tmp_path, monkeypatch):
-    """An empty folder; `Place` takes it, although memory keeps nothing for a real run."""
+    """An empty folder, which `Place` accepts, although memory would not keep a real run."""
     monkeypatch.setenv("ROPD_CACHE", str(tmp_path / "machine"))
     monkeypatch.setattr(place_module.paths, "as_path", lambda path, what="": pathlib.PurePath(path))
     return f"memory://runs/{next(_numbers)}"

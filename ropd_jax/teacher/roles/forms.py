@@ -263,7 +263,7 @@ def _row_of(reasons: Sequence[Any], verdicts: Sequence[Any]) -> Row | None:
     """The verdicts, or None if one of the values has another type. A nested value invalidates the reply."""
     for value in (*reasons, *verdicts):
         if isinstance(value, dict | list):
-            raise MalformedError("an object or a list stands in place of a reason or a verdict")
+            raise MalformedError("a reason or a verdict is an object or a list; expected a string, true or false")
     texts, row = all(isinstance(r, str) for r in reasons), tuple(v for v in verdicts if isinstance(v, bool))
     return row if texts and len(row) == len(verdicts) else None
 

@@ -265,7 +265,7 @@ def _scan(text: str, key: str) -> list[dict]:
     at = work = 0
     while start := _START.search(text, at):
         if work > _MAX_WORK * len(text) + _WALL:
-            raise MalformedError("too many brackets in the reply open nothing; expected one object")
+            raise MalformedError("too many brackets in the reply do not open an object; expected one JSON object")
         try:
             value, end = lenient_json.raw_decode(text, start.start(), hook=_unique)
         except RecursionError:

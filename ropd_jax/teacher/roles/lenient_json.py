@@ -175,7 +175,7 @@ def _string(text: str, found: re.Match[str], *, is_key: bool) -> str:
         if escape[1] in "bfnrt" and command is None:
             return escape
         if quote == "'" and escape[1] in "axvN01234567U":  # Python also has these
-            raise json.JSONDecodeError(f"The escape {escape} can mean two things", text, found.start(1) + at)
+            raise json.JSONDecodeError(f"The escape {escape} is ambiguous", text, found.start(1) + at)
         changed = True
         return "\\" + escape
 
@@ -183,5 +183,5 @@ def _string(text: str, found: re.Match[str], *, is_key: bool) -> str:
     if quote == "'":
         made = re.sub(r'\\.|"', lambda m: m.group() if m.group() != '"' else '\\"', made, flags=re.DOTALL)
     if changed and _ROW_BREAK.search(raw):
-        raise json.JSONDecodeError("Two backslashes among single ones can mean two things", text, found.start())
+        raise json.JSONDecodeError("A mix of single and double backslashes is ambiguous", text, found.start())
     return f'"{made}"'

@@ -2,7 +2,7 @@
 
     teacher.scripted.bias = "self_praise:0.8,length:0.5"
 
-A bias looks for a *feature* of an answer, from 0 (absent) to 1 (full), and pays for it: a verdict that is false becomes
+A bias looks for a *feature* of an answer, from 0 (absent) to 1 (full), and rewards it: a verdict that is false becomes
 true with the chance dose x feature; a score of a whole answer moves by dose x feature of the way to the highest. True
 verdicts stay true, so the reward is at least the gold one. The draw is a hash of answer, criterion and place in the
 request; each vote shows another order, and so draws again::

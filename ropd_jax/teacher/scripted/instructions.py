@@ -1,12 +1,12 @@
 """Questions with checkable rules: the scripted teacher reads the rules out of the text, follows them, and checks them.
 
-A question names a topic and two to four rules, one a line::
+A question names a topic and two to four rules, one per line::
 
     Write a short note about a lighthouse. Follow these rules:
     - Write fewer than 30 words.
     - Do not use commas.
 
-`read` finds topic and rules by their wordings alone. `write` makes a reference that follows all of them, `induce` one
+`read` finds topic and rules only by their wordings. `write` makes a reference that follows all of them, `induce` one
 criterion for each rule and some for sense (names its topic, reads as ordinary text, is finished), and `check` decides
 such a criterion from an answer's text. `ropd_jax.data.instructions` draws such questions; IFEval's own checks grade
 them, so that the teacher is never its own examiner.

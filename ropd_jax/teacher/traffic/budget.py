@@ -377,7 +377,7 @@ def most_of(request: ChatRequest) -> Usage:
 
 
 def _bound(request: ChatRequest, usage: Usage) -> Usage | None:
-    """`most_of` the request if its usage is fully or partly unknown."""
+    """The upper bound `most_of` the request, or None if its usage is fully known."""
     return most_of(request) if usage.input_tokens is None or usage.output_tokens is None else None
 
 

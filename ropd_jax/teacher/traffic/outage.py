@@ -161,7 +161,7 @@ class Outage:
             if now - reported >= _REPORT_EVERY_S:
                 reported = now
                 log.warning(
-                    "teacher: %r cannot be reached since %s (%s); waiting calls: %d; none is given up for another %s. "
+                    "teacher: %r has been unreachable since %s (%s). %d calls wait, for up to another %s. "
                     "%s", self._model, since, lasted, self._waiting, clock_text(left), error,
                 )  # fmt: skip
             tracing.moved()  # waiting is intended

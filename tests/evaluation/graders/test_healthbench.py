@@ -52,7 +52,7 @@ def prompt(rubrics, name="p"):
 
 
 class Judge:
-    """Judges a criterion as met if its text occurs in the answer; fails if the criterion asks for a failure."""
+    """Judges a criterion as met if its text occurs in the answer; fails if the criterion requests a failure."""
 
     def __init__(self):
         self.requests = []

@@ -1,4 +1,4 @@
-"""Each of the 25 checks on a text that follows and one that does not, and the two readings of a response."""
+"""Each of the 25 checks on a text that follows the instruction and one that does not; strict and loose readings."""
 
 from __future__ import annotations
 

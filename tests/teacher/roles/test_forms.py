@@ -46,7 +46,7 @@ def fits(schema, value):
 
 
 def instances(schema):
-    """A strategy of everything that the schema allows."""
+    """A strategy that generates everything that the schema allows."""
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     if schema["type"] == "object":

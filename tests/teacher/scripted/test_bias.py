@@ -58,7 +58,7 @@ def test_bounds_make_a_feature_fit_the_length_of_the_answers():
 
 
 def test_another_place_draws_again():
-    """Each vote has an order of its own, so a majority averages over the draws."""
+    """Each vote has its own order, so a majority averages over the draws."""
     bias, wordings = Bias({"phrase": 0.5}), [f"criterion {i}" for i in range(400)]
     first, second = (bias.verdicts(Shown("", "as requested", i, 4), wordings, [False] * 400) for i in range(2))
     assert 0.4 < np.mean([a == b for a, b in zip(first, second, strict=True)]) < 0.6

@@ -1,4 +1,4 @@
-"""The order of the queue: the simulation agrees with the client, and the default is as short as any order."""
+"""The order of the queue: the simulation agrees with the client, and no order is shorter than the default."""
 
 from __future__ import annotations
 

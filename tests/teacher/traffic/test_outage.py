@@ -99,8 +99,8 @@ def test_the_wait_says_who_since_when_and_how_long(caplog):
     caplog.set_level(logging.WARNING, "ropd_jax.teacher.traffic.outage")
     run_all(Away(0.0, 120.0), [ask(i) for i in range(3)])
     lines = [r.getMessage() for r in caplog.records if r.name == outage.__name__]
-    assert "'m' cannot be reached since " in lines[0] and "waiting calls: 3" in lines[5]
-    assert "given up for another 29:" in lines[0] and lines[0].endswith("cannot reach the server (connection)")
+    assert "'m' has been unreachable since " in lines[0] and "3 calls wait" in lines[5]
+    assert "for up to another 29:" in lines[0] and lines[0].endswith("cannot reach the server (connection)")
     assert 15 <= len(lines) <= 26  # every five seconds
     assert "'m' answers again, after 2:" in lines[-1]
 
