@@ -82,7 +82,10 @@ else
   tar czf "$parcel/ropd.tar.gz" --exclude='./.*' --exclude=./runs --exclude=__pycache__ . \
     ${wheel:+-C "$(dirname "$wheel")" "$(basename "$wheel")"} || exit 2
 fi
-for key in ${ROPD_KEYS:-}; do printf '%s=%q\n' "$key" "${!key:?}"; done >"$parcel/ropd.keys"
+for key in ${ROPD_KEYS:-}; do
+  [ -n "${!key:-}" ] || { echo "tpu_queued: ROPD_KEYS names $key, which is not set; export it first" >&2 && exit 2; }
+  printf '%s=%q\n' "$key" "${!key}"
+done >"$parcel/ropd.keys"
 trap 'say "stopping the run"; on all "$finish"; give_back; exit 130' INT TERM
 
 # shellcheck disable=SC2016 # the worker expands it

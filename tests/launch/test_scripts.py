@@ -342,7 +342,7 @@ def test_a_release_or_an_address_is_installed_as_it_is_written(cloud, tpu, own, 
 @pytest.mark.parametrize("given", [{}, {"ROPD_PACKAGE": "x", "ROPD_KEYS": "NO_SUCH_KEY"}])
 def test_nothing_is_rented_without_a_package_or_a_key(cloud, tpu, own, given):
     code, out = ended(tpu(cwd=own, **given))
-    assert code != 0 and ("NO_SUCH_KEY" if given else "ROPD_PACKAGE") in out
+    assert code == 2 and ("NO_SUCH_KEY" if given else "ROPD_PACKAGE") in out
     assert not (cloud / "created").exists()
 
 
