@@ -18,11 +18,13 @@ TAKING = [command for command in cli.COMMANDS.values() if command.config in ("re
 
 def test_every_config_is_listed_with_one_line(capsys):
     assert cli.main(["configs"]) == 0
-    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.split("\n\n")[0].splitlines()]
+    listed, _, keys = capsys.readouterr().out.split("\n\n")
+    rows = [line.split(maxsplit=1) for line in listed.splitlines()]
     names = [row[0] for row in rows if row[0] in shipped.experiments("get_config")]
     own = [p.stem for p in shipped.folder("experiments").glob("*.py") if "\ndef get_config(" in p.read_text()]
     assert names == sorted(own) and {"quickstart", "mini", "qwen3_4b_math"} < set(names)
     assert all(len(row) == 2 for row in rows)
+    assert "def default()" in pathlib.Path(keys.split(": ")[1].strip()).read_text()
 
 
 def test_a_config_prints_its_description(capsys):
