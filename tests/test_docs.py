@@ -109,6 +109,17 @@ def test_paths_targets_modules_and_extras_of_commands_exist(page):
 
 
 @PAGES
+def test_every_path_that_is_named_exists(page):
+    """Also in prose. NAME is a placeholder, and results/ is written by commands."""
+    wrong = []
+    for word in re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./*{{}}-]*", page.read_text(encoding="utf-8")):
+        path = word.rstrip(".")
+        if not re.search(r"[*{]|\.\.\.|NAME|/results/", path) and not (ROOT / path).exists():
+            wrong.append(path)
+    assert not wrong, f"{page.name}: {', '.join(wrong)}"
+
+
+@PAGES
 def test_every_config_key_that_is_named_exists(page):
     text = page.read_text(encoding="utf-8")
     sections = set(configs.default())

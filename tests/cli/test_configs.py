@@ -72,6 +72,8 @@ def test_a_misspelt_name_is_one_line_with_near_names(tmp_path, monkeypatch, erro
     said = error_of("train", "--config=quickstat", "--workdir=w")
     assert said.startswith("no config named 'quickstat' comes with ropd_jax; did you mean quickstart or quickest.py?")
     assert "did you mean mini?" in error_of("configs", "minni")
+    pathlib.Path("my.py").write_text(CONFIG_FILE)
+    assert "; did you mean my.py? (a file" in error_of("train", "--config=my", "--workdir=w")
     with pytest.raises(UserError, match="did you mean qwen3_4b_math"):
         load_config("qwen3_4b_maths:thinking")
 
