@@ -323,7 +323,12 @@ def own(tmp_path):
     return place
 
 
-def test_a_directory_without_the_package_is_sent_with_a_wheel(cloud, tpu, own):
+@pytest.mark.parametrize("repository", [False, True])
+def test_a_directory_without_the_package_is_sent_with_a_wheel(cloud, tpu, own, repository):
+    if repository:
+        git = ["git", "-C", own, "-c", "user.name=a", "-c", "user.email=a@b.c"]
+        for command in (["init", "--quiet"], ["add", "experiments", "train.jsonl"], ["commit", "--quiet", "-m", "a"]):
+            subprocess.run([*git, *command], check=True)
     wheel = f"{cloud}/the dist/ropd_jax-9.9-py3-none-any.whl[tpu,gcs]"
     code, out = ended(tpu(cwd=own, ROPD_PACKAGE=wheel, ROPD_SETUP="touch 'set up'"))
     assert code == 0, out
