@@ -6,8 +6,9 @@
     ```
 
 ``<!-- not run on this page: REASON -->``, anywhere on a page, applies to all of its blocks. A fenced block in ``bash``
-or ``python`` is run. A block without a language is run if its first line begins like a command. Everything else is
-output, data or a drawing.
+or ``python`` is run. A block without a language is run if its first line begins like a command. A block in any language
+with a title, such as ``python title="my.py"``, is not run but saved as this file, for the commands after it. Everything
+else is output, data or a drawing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FENCE = re.compile(
-    r"(?ms)^(?P<indent> *)(?P<fence>```+)(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)(?P=fence) *$"
+    r"(?ms)^(?P<indent> *)(?P<fence>```+)(?P<language>\w*)(?P<options>[^\n]*)\n(?P<text>.*?)^(?P=indent)(?P=fence) *$"
 )
+TITLE = re.compile(r'title="([^"]+)"')
 DIRECTIVE = re.compile(r"<!-- not run: ((?:(?!-->).)+) -->\s*\Z", re.DOTALL)
 OF_PAGE = re.compile(r"<!-- not run on this page: ((?:(?!-->).)+) -->", re.DOTALL)
 SHELL = ("bash", "sh", "shell", "console")
@@ -43,6 +45,7 @@ class Block:
         language: ``shell``, ``python``, or the text after the opening fence if the block is not a command.
         text: without the fence's indentation.
         why_not: the reason given by its directive; "" if it should be run.
+        file: the path that it is saved to, below the repository; "" if it has no title.
     """
 
     page: str
@@ -50,10 +53,11 @@ class Block:
     language: str
     text: str
     why_not: str
+    file: str = ""
 
     @property
     def is_command(self) -> bool:
-        return self.language in ("shell", "python")
+        return self.language in ("shell", "python") or bool(self.file)
 
     @property
     def name(self) -> str:
@@ -78,8 +82,9 @@ def blocks(path: pathlib.Path) -> Iterator[Block]:
         if language in SHELL or (not language and COMMAND.match(inner)):
             language = "shell"
         said = DIRECTIVE.search(text[: found.start()]) or OF_PAGE.search(text)
+        title = TITLE.search(found["options"])
         line = text[: found.start("text")].count("\n") + 1
-        yield Block(page, line, language, inner, " ".join(said[1].split()) if said else "")
+        yield Block(page, line, language, inner, " ".join(said[1].split()) if said else "", title[1] if title else "")
 
 
 def ropd_commands(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:

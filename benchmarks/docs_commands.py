@@ -6,8 +6,8 @@
 The blocks of one page run in order, and all pages share the copy. ``make quickstart`` comes first if a block uses
 ``runs/quickstart``. Shell blocks run with ``bash -e``. Their ``ropd`` and `.venv/bin/ropd` use the package of the copy
 and the installed packages of this interpreter. The Python blocks of a page share their variables; ``ropd``, ``configs``
-and ``cfg``, the default config, are defined from the start. A block that is marked ``<!-- not run: REASON -->`` is
-counted with its reason (`benchmarks.docs_blocks`).
+and ``cfg``, the default config, are defined from the start. A block with a title is saved as a file. A block that is
+marked ``<!-- not run: REASON -->`` is counted with its reason (`benchmarks.docs_blocks`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(names: list[str]) -> int:
             for block in group:
                 begin = time.monotonic()
                 code, output = _run(block, copy, earlier)
-                earlier += f"\n{block.text}" if block.language == "python" else ""
+                earlier += f"\n{block.text}" if block.language == "python" and not block.file else ""
                 done += 1
                 sys.stdout.write(f"{'ok  ' if code == 0 else 'FAIL'} {time.monotonic() - begin:6.1f} s  {block.name}\n")
                 if code:
@@ -90,7 +90,12 @@ def _copy(place: pathlib.Path) -> pathlib.Path:
 
 
 def _run(block: Block, copy: pathlib.Path, earlier: str) -> tuple[int, str]:
-    """(exit code, output) of one block; its background processes end with it."""
+    """(exit code, output) of one block; its background processes end with it. A block with a title is only saved."""
+    if block.file:
+        place = copy / block.file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"{block.text}\n", encoding="utf-8")
+        return 0, ""
     env = {k: v for k, v in os.environ.items() if k not in NO_KEYS} | {"PYTHONPATH": str(copy), "MPLBACKEND": "agg"}
     env["PATH"] = f"{copy}/.venv/bin:{env['PATH']}"
     if block.language == "python":

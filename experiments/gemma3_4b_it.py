@@ -1,11 +1,11 @@
 """ROPD across families: Gemma3-4B-it learns mathematics from GPT-5.2 (arXiv 2605.07396, Table 3).
 
-    ropd plan  --config experiments/gemma3_4b_it.py --topology v5e:4x4
-    ropd train --config experiments/gemma3_4b_it.py --workdir runs/gemma3_4b_it \\
+    ropd plan  --config gemma3_4b_it --topology v5e:4x4
+    ropd train --config gemma3_4b_it --workdir runs/gemma3_4b_it \\
       --config.data.path=DIR
 
 Variants: ``paper`` (implied: Table A2) or ``released`` (the official code's values).
-Data: see qwen3_4b_math.py.
+Data: see qwen3_4b_math.
 
 Hardware: see docs/plan.md for each slice. Expected (paper, avg@16): AIME24 6.7 -> 10.0, AIME25 12.9 -> 13.7.
 Not yet run here: it needs a TPU slice and a paid teacher.

@@ -1,6 +1,6 @@
 """Reward hacking with a judge whose faults are known: one run of experiments/hacking_lab.py.
 
-    ropd train --config experiments/hacking.py:bias=round,arm=t_judge --config.seed=1 --workdir runs/hacking/one
+    ropd train --config hacking:bias=round,arm=t_judge --config.seed=1 --workdir runs/hacking/one
     make hacking                               every bias, arm and seed; a table and a picture (docs/hacking.md)
 
 bias      none, or the feature that the scripted judge rewards: any name of ropd_jax/teacher/scripted/bias.py, with

@@ -1,6 +1,6 @@
 """Every method on the quickstart's student, task and scripted teacher: only the method differs.
 
-    ropd train --config experiments/mini.py:method=t_judge,setting=slips --workdir runs/t_judge
+    ropd train --config mini:method=t_judge,setting=slips --workdir runs/t_judge
     make mini                                                            every method, setting and seed: one table
 
 method    ropd, sft, t_judge, ovd, ovd_filter, gad, rlvr, rar, rar_implicit, lopd, lopd_full, exopd; dropout and

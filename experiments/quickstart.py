@@ -1,9 +1,8 @@
 """ROPD in three minutes on a laptop: a tiny student, the scripted teacher, sums of 4-5 one-digit terms.
 
-    make quickstart
-    ropd train --config experiments/quickstart.py --workdir runs/quickstart
-    ropd train --config experiments/quickstart.py --config.method=permuted --workdir runs/control   # must not improve
-    ropd train --config experiments/quickstart.py --config.method=sft --workdir runs/sft
+    ropd train --config quickstart --workdir runs/quickstart      # in a clone also: make quickstart
+    ropd train --config quickstart --config.method=permuted --workdir runs/control   # must not improve
+    ropd train --config quickstart --config.method=sft --workdir runs/sft
 
 Hardware: 2 CPU cores. Time: about a minute. Expected: greedy held-out accuracy from about 0.5 to about 0.9 in 48 steps;
 figures for three seeds, with control and SFT, in experiments/README.md.

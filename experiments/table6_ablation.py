@@ -1,7 +1,7 @@
 """Table 6 of the paper (arXiv 2605.07396): ablations of ROPD on AIME 2024, Qwen3-4B without thinking.
 
-ropd table experiments/table6_ablation.py --runs runs
-ropd table experiments/table6_ablation.py:released --runs runs      the same with the official code's settings
+ropd table table6_ablation --runs runs
+ropd table table6_ablation:released --runs runs                     the same with the official code's settings
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every method in miniature as a table: avg@4 on held-out sums of the runs of experiments/mini_lab.py, three seeds.
 
     make mini                                                                            the runs and their evaluations
-    ropd table experiments/table_mini.py --runs runs/mini --evals runs/mini/evals
+    ropd table table_mini --runs runs/mini --evals runs/mini/evals
 
 Expected: experiments/README.md.
 """

@@ -1,7 +1,7 @@
 """The quickstart's own table: ROPD, its control with permuted rewards, and SFT, three seeds each, on 2 CPU cores.
 
     python experiments/quickstart_lab.py --out runs/lab                the nine runs, about 12 minutes
-    ropd table experiments/table_quickstart.py --runs runs/lab         missing cells, and their commands
+    ropd table table_quickstart --runs runs/lab                        missing cells, and their commands
 
 Expected: experiments/README.md.
 """

@@ -2,7 +2,7 @@
 # A run as an XPK workload on a GKE cluster with TPU slices (https://github.com/AI-Hypercomputer/xpk; pip install xpk).
 #
 #   CLUSTER=c ZONE=us-west4-a PROJECT=p TPU_TYPE=v5litepod-16 IMAGE=gcr.io/p/ropd:1 \
-#       launch/xpk.sh my-run --config experiments/qwen3_4b_math.py --workdir gs://bucket/runs/a
+#       launch/xpk.sh my-run --config qwen3_4b_math --workdir gs://bucket/runs/a
 #
 # GKE sends SIGTERM and waits for the grace period; the run saves, ends with 130, and is started again. XPK restarts on
 # 127 to 255; 1 (a crash) and 5 (another host is lost) are added. 2, 3, 4 and 6 need a person and are not restarted.

@@ -32,6 +32,7 @@ from tests.runs.test_train import tiny_config
 ROOT = pathlib.Path(__file__).parents[1]
 STORED = "notebooks/mini_run"  # a run, for commands that read one
 QUICKSTART = "experiments/quickstart.py"
+PLACEHOLDERS = ("FILE", "NAME")  # of a config
 PACKAGE = sorted((ROOT / "ropd_jax").rglob("*.py"))
 FOLDERS = ("experiments", "launch", "notebooks", "benchmarks", "docs", "tests", "ropd_jax")
 TEXTS = ("README.md", "SECURITY.md", "CONTRIBUTING.md")
@@ -53,6 +54,8 @@ def runnable(words):
             file = rest[at].removeprefix("--config=").partition(":")[0]
             if file.startswith("experiments/"):
                 assert (ROOT / file).is_file(), f"{file} is not in the repository"
+            elif file.isidentifier() and file not in PLACEHOLDERS:
+                assert (ROOT / "experiments" / f"{file}.py").is_file(), f"no config {file} comes with the package"
             else:
                 rest[at] = rest[at].replace(file, QUICKSTART)
     if command.config == "run" and rest and not rest[0].startswith("-"):
@@ -103,6 +106,17 @@ def test_paths_targets_modules_and_extras_of_commands_exist(page):
         for listed in re.findall(r"(?:\.|ropd[_-]jax)\[([\w,-]+)\]", block.text):
             wrong += [f"{block.name}: setup.py has no extra {e}" for e in listed.split(",") if e not in extras]
     assert not wrong, "\n".join(wrong)
+
+
+@PAGES
+def test_every_path_that_is_named_exists(page):
+    """Also in prose. NAME is a placeholder, and results/ is written by commands."""
+    wrong = []
+    for word in re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./*{{}}-]*", page.read_text(encoding="utf-8")):
+        path = word.rstrip(".")
+        if not re.search(r"[*{]|\.\.\.|NAME|/results/", path) and not (ROOT / path).exists():
+            wrong.append(path)
+    assert not wrong, f"{page.name}: {', '.join(wrong)}"
 
 
 @PAGES
@@ -370,6 +384,20 @@ def test_a_directive_keeps_one_block_or_a_whole_page_from_being_run(tmp_path, mo
     ]
     page.write_text("<!-- not run on this page: keys -->\n\n<!-- not run: own -->\n```sh\na\n```\n\n```sh\nb\n```\n")
     assert [b.why_not for b in docs_blocks.blocks(page)] == ["own", "keys"]
+
+
+def test_a_block_with_a_title_is_saved_for_the_commands_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs_blocks, "ROOT", tmp_path)
+    page = tmp_path / "a.md"
+    page.write_text(
+        '  ```json title="in/rows.jsonl"\n  {"a": 1}\n  ```\n\n```python title="x.py"\nprint(7)\n```\n\n'
+        "```bash\ncat in/rows.jsonl && python x.py\n```\n\n```json\n{}\n```\n"
+    )
+    rows, code, command, output = docs_blocks.blocks(page)
+    assert (rows.file, code.file, command.file, output.file) == ("in/rows.jsonl", "x.py", "", "")
+    assert [b.is_command for b in (rows, code, command, output)] == [True, True, True, False]
+    assert [docs_commands._run(block, tmp_path, "") for block in (rows, code)] == [(0, "")] * 2
+    assert docs_commands._run(command, tmp_path, "") == (0, '{"a": 1}\n7\n')
 
 
 def test_commands_of_a_block_are_found_whole(tmp_path):

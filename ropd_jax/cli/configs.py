@@ -9,6 +9,7 @@ from ropd_jax.cli.flags import Arguments, Command
 
 def run(args: Arguments) -> None:
     """Lists names with one line each; with NAME, prints where the file is and what it says about itself."""
+    from ropd_jax import configs
     from ropd_jax.utils import shipped
 
     known = shipped.experiments("get_config")
@@ -24,6 +25,8 @@ def run(args: Arguments) -> None:
         "ropd train --config NAME --workdir DIR    trains with one of them",
         "ropd configs NAME                         prints its description: arguments, data, hardware, expected result",
         "ropd init DIR                             copies their files to DIR, to be changed",
+        "",
+        f"Every key with its default: {configs.__file__}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -63,12 +63,11 @@ def report(target: pathlib.Path, written: list[pathlib.Path], kept: list[pathlib
             rows += [(f"{name}/", " ".join(inside))] if inside else []
         if rows:
             parts.append("\n".join([f"{title}: {len(paths)} files in {target}", *columns(rows)]))
-    place = shlex.quote(str(target))
+    enter = "" if target == pathlib.Path() else f"  cd {shlex.quote(str(target))}\n"
     parts.append(
-        "next\n"
-        f"  cd {place}\n"
+        f"next\n{enter}"
         "  ropd train --config experiments/quickstart.py --workdir runs/quickstart\n"
-        "  pip install 'ropd_jax[notebooks]' && jupyter lab notebooks\n"
+        "  pip install 'ropd_jax[notebooks]' jupyterlab && jupyter lab notebooks\n"
         "  experiments/README.md has the commands and results of every experiment; launch/ starts runs on clusters"
     )
     return "\n\n".join(parts) + "\n"

@@ -39,8 +39,9 @@ def load_method(method: str | os.PathLike[str] | type[Method], cfg: ConfigDict) 
     if not name.endswith(".py"):
         names = method_names()
         if name not in names:
+            hint = f"; did you mean {name}.py?" if pathlib.Path(f"{name}.py").is_file() else ""
             raise UserError(
-                f"method={name!r} is not known; expected one of {', '.join(names)}, or the path of a .py file"
+                f"method={name!r} is not known; expected one of {', '.join(names)}, or the path of a .py file{hint}"
             )
         return importlib.import_module(f"ropd_jax.methods.{name}").METHOD(cfg)
     module = load_user_module(name, what="method file")

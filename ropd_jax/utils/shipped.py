@@ -88,9 +88,8 @@ def find(name: str, function: str, what: str) -> pathlib.Path:
     if (found := known.get(name.replace("-", "_"))) is not None:
         return found
     own = [str(path) for path in pathlib.Path().glob("*.py")]
-    raise UserError(
-        f"no {what} named {name!r} comes with ropd_jax; {near(name, [*known, *own])} (a file of your own ends in .py)"
-    )
+    hint = f"did you mean {name}.py?" if f"{name}.py" in own else near(name, [*known, *own])
+    raise UserError(f"no {what} named {name!r} comes with ropd_jax; {hint} (a file of your own ends in .py)")
 
 
 def _defines(path: pathlib.Path, function: str) -> bool:

@@ -18,11 +18,13 @@ TAKING = [command for command in cli.COMMANDS.values() if command.config in ("re
 
 def test_every_config_is_listed_with_one_line(capsys):
     assert cli.main(["configs"]) == 0
-    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.split("\n\n")[0].splitlines()]
+    listed, _, keys = capsys.readouterr().out.split("\n\n")
+    rows = [line.split(maxsplit=1) for line in listed.splitlines()]
     names = [row[0] for row in rows if row[0] in shipped.experiments("get_config")]
     own = [p.stem for p in shipped.folder("experiments").glob("*.py") if "\ndef get_config(" in p.read_text()]
     assert names == sorted(own) and {"quickstart", "mini", "qwen3_4b_math"} < set(names)
     assert all(len(row) == 2 for row in rows)
+    assert "def default()" in pathlib.Path(keys.split(": ")[1].strip()).read_text()
 
 
 def test_a_config_prints_its_description(capsys):
@@ -70,6 +72,8 @@ def test_a_misspelt_name_is_one_line_with_near_names(tmp_path, monkeypatch, erro
     said = error_of("train", "--config=quickstat", "--workdir=w")
     assert said.startswith("no config named 'quickstat' comes with ropd_jax; did you mean quickstart or quickest.py?")
     assert "did you mean mini?" in error_of("configs", "minni")
+    pathlib.Path("my.py").write_text(CONFIG_FILE)
+    assert "; did you mean my.py? (a file" in error_of("train", "--config=my", "--workdir=w")
     with pytest.raises(UserError, match="did you mean qwen3_4b_math"):
         load_config("qwen3_4b_maths:thinking")
 

@@ -29,6 +29,14 @@ def test_every_file_is_copied_and_works_there(tmp_path, capsys, monkeypatch):
     assert load_config("experiments/mini.py:method=sft").to_dict() == load_config("mini:method=sft").to_dict()
 
 
+def test_the_next_commands_enter_a_directory_only_if_it_is_another(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init", "."]) == 0
+    assert "next\n  ropd train --config" in capsys.readouterr().out
+    assert cli.main(["init", "here"]) == 0
+    assert "next\n  cd here\n  ropd train --config" in capsys.readouterr().out
+
+
 def test_what_exists_is_kept(tmp_path, capsys):
     own = tmp_path / "experiments" / "quickstart.py"
     own.parent.mkdir()

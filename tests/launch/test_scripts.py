@@ -73,9 +73,14 @@ elif action == "ssh":
 
 PYTHON3 = """#!/bin/sh
 mkdir -p .venv/bin
-printf '#!/bin/sh\\n' > .venv/bin/pip
-chmod +x .venv/bin/pip
+cp "$(command -v pip)" .venv/bin/pip
 cp "$(command -v ropd)" .venv/bin/ropd
+"""
+
+PIP = """#!/bin/sh
+echo "$PIP_CONSTRAINT|$*" >> "$CLOUD/pip"
+ls -AR > "$CLOUD/sent"
+test ! -e "$CLOUD/no-network"
 """
 
 SRUN = """#!/usr/bin/env bash
@@ -106,7 +111,7 @@ def cloud(tmp_path, monkeypatch):
     tools.mkdir()
     bucket = tmp_path / "bucket"
     fakes = {"ropd": ROPD.replace("{bucket}", str(bucket)), "gcloud": GCLOUD, "srun": SRUN, "scontrol": SCONTROL}
-    for name, text in {**fakes, "xpk": XPK}.items():
+    for name, text in {**fakes, "xpk": XPK, "pip": PIP}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
@@ -116,13 +121,13 @@ def cloud(tmp_path, monkeypatch):
     return tmp_path
 
 
-def launch(script, *args, **environment):
+def launch(script, *args, cwd=ROOT, **environment):
     """Starts the script in a separate session, as in a terminal: Ctrl-C reaches it, also if these tests run in the
     background, where shells switch it off."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here is ignored by children
     try:
         return subprocess.Popen(
-            [LAUNCH / script, *args], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE,
+            [LAUNCH / script, *args], cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
     finally:
@@ -279,14 +284,14 @@ def test_sbatch_reads_the_signal_and_the_requeue():
 
 @pytest.fixture
 def tpu(cloud):
-    """Starts tpu_queued.sh with a fake python3, which installs nothing."""
-    (cloud / "bin" / "python3").write_text(PYTHON3)
-    (cloud / "bin" / "python3").chmod(0o755)
+    """Starts tpu_queued.sh with a fake Python, which installs nothing."""
+    (cloud / "bin" / "python3.13").write_text(PYTHON3)
+    (cloud / "bin" / "python3.13").chmod(0o755)
 
-    def go(*args, **environment):
+    def go(*args, cwd=ROOT, **environment):
         place = {"PROJECT": "p", "ZONE": "z", "ACCELERATOR": "v5litepod-16", "KEY": "a b'c", "ROPD_KEYS": "KEY"}
         args = args or ("--config", "c.py", "--workdir", "gs://runs/a")
-        return launch("tpu_queued.sh", "my-run", *args, **(place | environment))
+        return launch("tpu_queued.sh", "my-run", *args, cwd=cwd, **(place | environment))
 
     return go
 
@@ -302,7 +307,55 @@ def test_a_slice_that_is_taken_away_is_asked_for_again(cloud, tpu):
     assert code == 0, out
     assert text(run / "steps") == "......" and len(text(run / "starts").splitlines()) == 2
     assert text(cloud / "created") == "v5litepod-16 --spot\n" * 2 and not (cloud / "queue").exists()
+    assert text(cloud / "pip") == f"{cloud}/worker/ropd/constraints.txt|install --quiet .[tpu,gcs]\n" * 2
     assert "a b" not in out and not list(cloud.rglob("ropd.keys"))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A directory as `ropd init` writes it, which is no git repository, and a wheel elsewhere."""
+    place = tmp_path / "my work"
+    for name in ("experiments/a.py", "runs/a/metrics.jsonl", ".env", "train.jsonl"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    (tmp_path / "the dist").mkdir()
+    (tmp_path / "the dist" / "ropd_jax-9.9-py3-none-any.whl").touch()
+    return place
+
+
+@pytest.mark.parametrize("repository", [False, True])
+def test_a_directory_without_the_package_is_sent_with_a_wheel(cloud, tpu, own, repository):
+    if repository:
+        git = ["git", "-C", own, "-c", "user.name=a", "-c", "user.email=a@b.c"]
+        for command in (["init", "--quiet"], ["add", "experiments", "train.jsonl"], ["commit", "--quiet", "-m", "a"]):
+            subprocess.run([*git, *command], check=True)
+    wheel = f"{cloud}/the dist/ropd_jax-9.9-py3-none-any.whl[tpu,gcs]"
+    code, out = ended(tpu(cwd=own, ROPD_PACKAGE=wheel, ROPD_SETUP="touch 'set up'"))
+    assert code == 0, out
+    assert text(cloud / "pip") == "|install --quiet ./ropd_jax-9.9-py3-none-any.whl[tpu,gcs]\n"
+    sent = text(cloud / "sent").splitlines()
+    assert {"a.py", "train.jsonl", "set up", "ropd_jax-9.9-py3-none-any.whl"} <= set(sent)
+    assert not {"metrics.jsonl", ".env"} & set(sent)
+
+
+@pytest.mark.parametrize("package", ["ropd_jax[tpu,gcs]==9.9", "ropd_jax[tpu] @ git+https://host/owner/ropd_jax@v9.9"])
+def test_a_release_or_an_address_is_installed_as_it_is_written(cloud, tpu, own, package):
+    code, out = ended(tpu(cwd=own, ROPD_PACKAGE=package))
+    assert code == 0 and text(cloud / "pip") == f"|install --quiet {package}\n", out
+
+
+@pytest.mark.parametrize("given", [{}, {"ROPD_PACKAGE": "x", "ROPD_KEYS": "NO_SUCH_KEY"}])
+def test_nothing_is_rented_without_a_package_or_a_key(cloud, tpu, own, given):
+    code, out = ended(tpu(cwd=own, **given))
+    assert code == 2 and ("NO_SUCH_KEY" if given else "ROPD_PACKAGE") in out
+    assert not (cloud / "created").exists()
+
+
+def test_a_package_that_cannot_be_installed_ends_the_loop(cloud, tpu):
+    (cloud / "no-network").touch()
+    code, out = ended(tpu())
+    assert code == 2 and len(text(cloud / "pip").splitlines()) == 3, out
+    assert text(cloud / "created").count("spot") == 1 and not (cloud / "queue").exists()
 
 
 def test_a_slice_is_given_back_when_a_person_is_needed(cloud, tpu):
@@ -350,5 +403,31 @@ def test_xpk_gets_the_command_and_restarts_what_can_be_restarted(cloud):
 
 def test_the_image_starts_the_run_with_a_process_1_that_passes_signals_on():
     lines = (LAUNCH / "Dockerfile").read_text()
-    assert 'ENTRYPOINT ["dumb-init", "--single-child", "--", "ropd"]' in lines and "constraints.txt" in lines
+    assert 'ENTRYPOINT ["dumb-init", "--single-child", "--", "ropd"]' in lines
     assert re.search(r"^USER 1000$", lines, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "files, package, installed",
+    [
+        (("setup.py", "constraints.txt"), None, "constraints.txt|install --no-cache-dir .[tpu,gcs] dumb-init=="),
+        (("setup.py",), ".[gpu]", "|install --no-cache-dir .[gpu] dumb-init=="),
+        ((), "./a.whl[tpu]", "|install --no-cache-dir ./a.whl[tpu] dumb-init=="),
+        ((), None, None),
+    ],
+)
+def test_the_image_installs_the_clone_or_the_package_that_is_named(cloud, tmp_path, files, package, installed):
+    """The instruction RUN of the Dockerfile, run by sh."""
+    (cloud / "bin" / "useradd").write_text("#!/bin/sh\n")
+    (cloud / "bin" / "useradd").chmod(0o755)
+    place = tmp_path / "context"
+    place.mkdir()
+    for name in files:
+        (place / name).touch()
+    run = re.search(r"(?ms)^RUN (.+?[^\\])$", (LAUNCH / "Dockerfile").read_text())[1]
+    env = os.environ | ({"ROPD_PACKAGE": package} if package else {})
+    found = subprocess.run(["sh", "-c", run], cwd=place, env=env, capture_output=True, text=True)
+    if installed:
+        assert found.returncode == 0 and text(cloud / "pip").startswith(installed), found.stderr
+    else:
+        assert found.returncode == 2 and "ROPD_PACKAGE" in found.stderr and not text(cloud / "pip")

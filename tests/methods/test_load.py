@@ -56,6 +56,13 @@ def test_the_files_of_the_folder_that_are_not_methods_are_not_methods(cfg):
             load_method(name, cfg)
 
 
+def test_a_file_named_without_its_ending_is_suggested(cfg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("brief.py").touch()
+    with pytest.raises(UserError, match=r"'brief' is not known; expected .*; did you mean brief\.py\?$"):
+        load_method("brief", cfg)
+
+
 def test_a_method_can_hold_a_dataclass(cfg, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(

@@ -348,7 +348,7 @@ def flags(provider: Provider) -> list[str]:
 def command(provider: Provider) -> str:
     """The command line that tries the provider's settings."""
     exports = [f"export {provider.key}=..."] if provider.key else []
-    words = ["ropd preflight --config experiments/quickstart.py", *map(_quoted, flags(provider))]
+    words = ["ropd preflight --config quickstart", *map(_quoted, flags(provider))]
     return "\n".join([*exports, " \\\n    ".join(words)])
 
 

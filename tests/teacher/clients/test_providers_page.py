@@ -36,7 +36,7 @@ def account(monkeypatch):
 def configured(provider, monkeypatch):
     """(Endpoint, Role) of the verifier after the section's command line."""
     words = shlex.split(providers.command(provider).replace("\\\n", " ").split("\n")[-1])
-    assert words[:4] == ["ropd", "preflight", "--config", "experiments/quickstart.py"]
+    assert words[:4] == ["ropd", "preflight", "--config", "quickstart"]
     monkeypatch.chdir(ROOT)
     teacher = parse(COMMAND, words[2:]).config.teacher
     assert {teacher[r].model for r in ("reference", "rubricator", "verifier")} == {provider.settings["verifier.model"]}
