@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.parallel.mesh import constrain, locally, platform
+from ropd_jax.parallel.mesh import check_heads, constrain, locally, platform
 from ropd_jax.sampling.kernel import Reads, page_sums
 from ropd_jax.sampling.kv import KV as KV
 from ropd_jax.sampling.kv import NOTHING
@@ -96,7 +96,12 @@ def make_cache(
     cfg: ModelConfig, *, prompts: int, prompt_len: int, rows: int, pages: int, page: int, dtype: str,
     paged: bool = False,
 ) -> Cache:  # fmt: skip
-    """An empty cache; ``paged``: for the kernel (`uses_kernel`). Its type determines how it is used."""
+    """An empty cache; ``paged``: for the kernel (`uses_kernel`). Its type determines how it is used.
+
+    Raises:
+        UserError: the model's heads do not divide over the ``tp`` of the current mesh.
+    """
+    check_heads(cfg.num_heads, cfg.num_kv_heads)
     make = functools.partial(_make_layers, cfg, dtype=dtype)
     stages = make(rows, page, turned=False)
     if not paged:

@@ -199,8 +199,9 @@ def check_files(
         chat_template=cfg.student.chat_template,
         enable_thinking=cfg.student.enable_thinking,
     )
-    validate.check_student(student.cfg, how, mesh)
-    mesh_lib.check_divides(student.cfg, sample_mesh)
+    validate.check_student(student.cfg, how)
+    mesh_lib.check_divides(student.cfg, mesh, keys=mesh_lib.size_keys(cfg.mesh, "update"))
+    mesh_lib.check_divides(student.cfg, sample_mesh, keys=mesh_lib.size_keys(cfg.mesh, "sample"), all_devices=True)
     made.check_student(student, mesh)
     validate.check_shared_prompts(how.optim, made, student.cfg, mesh)
     hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})

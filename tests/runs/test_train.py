@@ -348,6 +348,27 @@ def test_a_sampler_on_its_own_mesh_needs_its_own_weights(divides, tmp_path):
         train(tiny_config(student__checkpoint=str(divides), **sizes), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "remedy"),
+    [
+        (dict(mesh__fsdp=2, mesh__tp=2), "mesh.tp=1"),
+        (dict(mesh__fsdp=2, mesh__tp=2, mesh__update_fsdp=4, mesh__update_tp=1), "mesh.tp=1"),
+        (dict(mesh__fsdp=4, mesh__sample_fsdp=2, mesh__sample_tp=2), "mesh.sample_tp=1"),
+        (dict(mesh__update_fsdp=2, mesh__update_tp=2, mesh__sample_fsdp=4, mesh__sample_tp=1), "mesh.update_tp=1"),
+    ],
+)
+def test_one_key_value_head_over_two_devices_is_refused_before_any_weights_are_read(sizes, remedy, divides, tmp_path):
+    config = json.loads((divides / "config.json").read_text())
+    (tmp_path / "one").mkdir()
+    for path in divides.iterdir():
+        (tmp_path / "one" / path.name).symlink_to(path)
+    (tmp_path / "one" / "config.json").unlink()
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 1}))
+    with pytest.raises(UserError, match=rf"num_kv_heads=1 does not divide over tp=2; .* --config.{remedy}$"):
+        train(tiny_config(student__checkpoint=str(tmp_path / "one"), **sizes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_hugging_face_directory_trains(tmp_path):
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
