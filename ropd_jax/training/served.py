@@ -38,6 +38,7 @@ from ropd_jax.utils import tracing
 from ropd_jax.utils.paths import folder_name
 from ropd_jax.weights.student import Student
 from ropd_jax.workdir.export import write_adapter, write_student
+from ropd_jax.workdir.place import ROLLOUTS
 
 log = logging.getLogger(__name__)
 KEPT = 2  # directories of weights: the newest, and one that the server might still be reading
@@ -77,7 +78,7 @@ class ServedPolicy:
         self._checkpoint, self._template = checkpoint, template
         self._mesh, self._length = mesh, length
         self._weights = _own_folder(how.weights_dir, files)
-        self.kept = KeptAnswers(files / "rollouts")
+        self.kept = KeptAnswers(files / ROLLOUTS)
         self._version: int | None = None  # of the server's weights; None: they are not this run's yet
         self._written: list[pathlib.Path] = []
         self._compared: int | None = None  # version at which the log-probs were last compared
