@@ -67,6 +67,17 @@ def few_programs():
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def busy_machine():
+    """Gives sandboxed children time on a busy machine; their limits of computing stay as they are."""
+    from ropd_jax.utils import sandbox
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "_START_S", 3_600.0)
+        patch.setattr(sandbox, "_WALL", 3_600)
+        yield
+
+
 @pytest.fixture
 def sum_prompt():
     """A question that the scripted teacher can solve."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import pathlib
 import re
-import threading
 
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.teacher.scripted.client import ScriptedClient
+from tests.loopback import on_own_thread
 
 CONFIG_FILE = """
 from ropd_jax import configs
@@ -94,28 +93,11 @@ def trees_max_diff(a, b) -> float:
     )
 
 
-@contextlib.contextmanager
 def serving(client=None, **options):
     """The scripted teacher (or ``client``) behind HTTP on a thread of its own; gives the address, without /v1."""
     from ropd_jax.teacher.scripted.server import running
 
-    ready, stop, address = threading.Event(), threading.Event(), []
-
-    async def serve():
-        async with running(client or ScriptedClient(), **options) as url:
-            address.append(url)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.02)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    try:
-        assert ready.wait(20)
-        yield address[0]
-    finally:
-        stop.set()
-        thread.join()
+    return on_own_thread(running(client or ScriptedClient(), **options))
 
 
 class FailsAt(ScriptedClient):

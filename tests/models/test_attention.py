@@ -126,7 +126,7 @@ def test_attention_on_a_mesh_equals_one_device(impl):
 @pytest.mark.parametrize("impl", ["auto", *lib.KERNELS])
 def test_every_kernel_refuses_heads_that_do_not_divide_over_the_mesh(impl):
     q, k, v, segments, _ = inputs(16, N=4, K=1)
-    words = r"num_heads=4, num_kv_heads=1: expected multiples of the mesh's tp=2; use a mesh with tp=1$"
+    words = r"num_heads=4, num_kv_heads=1: expected multiples of the mesh's tp=2; use a mesh with tp=1"
     with jax.set_mesh(mesh_lib.make_mesh(2, 2, jax.devices()[:4])), pytest.raises(UserError, match=words):
         jax.eval_shape(functools.partial(self_attention, impl=impl), q, k, v, segments)
 

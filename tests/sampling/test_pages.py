@@ -106,7 +106,7 @@ def test_sums_of_digits_are_exact_in_any_order_and_near_the_true_ones():
 def test_a_cache_refuses_heads_that_do_not_divide_over_the_mesh(paged):
     one_head = dataclasses.replace(TINY, num_kv_heads=1)
     sizes = dict(prompts=2, prompt_len=8, rows=2, pages=2, page=4, dtype="float32")
-    words = r"num_heads=4, num_kv_heads=1: expected multiples of the mesh's tp=2; use a mesh with tp=1$"
+    words = r"num_heads=4, num_kv_heads=1: expected multiples of the mesh's tp=2; use a mesh with tp=1"
     with jax.set_mesh(mesh_lib.make_mesh(2, 2, jax.devices()[:4])), pytest.raises(UserError, match=words):
         paging.make_cache(one_head, **sizes, paged=paged)
 

@@ -194,16 +194,37 @@ def test_an_unreadable_record_is_taken_over_when_it_does_not_change(tmp_path, re
     lock.release()
 
 
-def _compete(directory, number, won):
-    lock = Lock(directory, **QUICK)
+class WaitedTime:
+    """The module ``time`` for `lock_module`, whose seconds pass only while this process sleeps.
+
+    So a lock is stale after as many reads of its record as on an idle machine, however long each takes, and no process
+    is late with its heartbeats.
+    """
+
+    strftime, gmtime = staticmethod(time.strftime), staticmethod(time.gmtime)
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def monotonic(self):
+        return self.now_s
+
+    def sleep(self, seconds):
+        self.now_s += seconds
+        time.sleep(0.001)
+
+
+def _compete(directory, ended, all_have_ended):
+    lock_module.time = WaitedTime()
+    lock = Lock(directory)
     try:
         lock.acquire()
-    except UserError:
+    except UserError as refused:
+        ended.put(str(refused))
         return
-    won.put(number)
-    time.sleep(1.0)
+    ended.put("")
+    all_have_ended.wait()  # a process that comes late finds the lock held
     lock.check()
-    won.put(number)
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -211,15 +232,16 @@ def test_of_several_processes_that_start_at_once_exactly_one_gets_the_lock(tmp_p
     if stale:
         put(str(tmp_path), 1)
     context = multiprocessing.get_context("forkserver")  # other tests have started threads here
-    won = context.Queue()
-    processes = [context.Process(target=_compete, args=(str(tmp_path), i, won)) for i in range(6)]
+    ended, all_have_ended = context.Queue(), context.Event()
+    processes = [context.Process(target=_compete, args=(str(tmp_path), ended, all_have_ended)) for _ in range(6)]
     for process in processes:
         process.start()
+    messages = sorted(ended.get(timeout=240) for _ in processes)
+    all_have_ended.set()
     for process in processes:
         process.join()
     assert [p.exitcode for p in processes] == [0] * 6
-    winners = [won.get(timeout=5), won.get(timeout=5)]
-    assert winners[0] == winners[1] and won.empty()
+    assert messages[0] == "" and all("has been running here since" in message for message in messages[1:])
 
 
 def test_a_disk_without_hard_links_works_too(tmp_path, monkeypatch):
