@@ -25,8 +25,9 @@ import numpy as np
 
 from ropd_jax.models.lora import Lora, merge
 from ropd_jax.sampling.engine import EngineConfig
-from ropd_jax.sampling.external import RolloutServer, ServerConfig, Settings
+from ropd_jax.sampling.external import RolloutServer
 from ropd_jax.sampling.rollouts import make_rollout, opens_thought
+from ropd_jax.sampling.server_config import ServerConfig, Settings
 from ropd_jax.sampling.server_reply import Answer
 from ropd_jax.sampling.slots import Job
 from ropd_jax.teacher import ConfigurationError

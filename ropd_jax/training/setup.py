@@ -26,8 +26,9 @@ from ropd_jax.models.lora import Lora, freeze, init_adapters
 from ropd_jax.parallel import compile_cache, hosts
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig
-from ropd_jax.sampling.external import OPENAI, RolloutServer, ServerConfig
+from ropd_jax.sampling.external import RolloutServer
 from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.sampling.server_config import OPENAI, ServerConfig
 from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import check_addresses, providers
 from ropd_jax.teacher.calibration import summary

@@ -27,8 +27,8 @@ from ropd_jax.models.lora import adapted
 from ropd_jax.models.transformer import REMAT
 from ropd_jax.parallel import hosts
 from ropd_jax.parallel.xla_options import xla_options
-from ropd_jax.sampling.external import OPENAI, OWN, ServerConfig, check_rule
 from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.sampling.server_config import OPENAI, OWN, ServerConfig, check_rule
 from ropd_jax.teacher.build import role_of
 from ropd_jax.training.profile import profile_range
 from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig

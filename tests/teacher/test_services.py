@@ -13,7 +13,8 @@ from aiohttp import web
 from ropd_jax.teacher import ChatReply, ChatRequest, TeacherError, TransientError
 from ropd_jax.teacher.clients.gemini import GeminiClient
 from ropd_jax.teacher.clients.openai import OpenAIClient
-from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.limits import Limits
+from ropd_jax.teacher.traffic.retries import LimitedClient
 from ropd_jax.types import Message
 from tests.teacher.services import GROUPS, LIMIT, ROWS, Fails, Row, Says, api_of, meaning
 
