@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from ropd_jax.parallel import mesh as mesh_lib
-from ropd_jax.sampling import kernel
+from ropd_jax.sampling import kernel, paged_attention
 from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling.kernel import Reads, page_sums
-from ropd_jax.sampling.pages import KV, Pages, Stored, View, exact_sums
+from ropd_jax.sampling.kv import KV, NOTHING, Pages, Stored, View
+from ropd_jax.sampling.paged_attention import exact_sums
 from ropd_jax.types import UserError
 from tests.helpers import TINY
 
@@ -46,11 +47,13 @@ def cache(places, dtype):
 
 
 def attend(places, dtype, platform, monkeypatch, window=None, softcap=0.0):
-    monkeypatch.setattr(paging, "platform", lambda: platform)
-    monkeypatch.setattr(paging, "PROMPT_BLOCKS", (4, 2))  # of 6 positions
+    monkeypatch.setattr(paged_attention, "platform", lambda: platform)
+    monkeypatch.setattr(paged_attention, "PROMPT_BLOCKS", (4, 2))  # of 6 positions
     prompt, pages, stage, view = cache(places, dtype)
     q_BNH, position_B, slot_B, window = queries(dtype, window)
-    o_BNH = paging.attend(q_BNH, prompt, pages, stage, view, position_B, slot_B, window, scale=0.0, softcap=softcap)
+    o_BNH = paged_attention.attend(
+        q_BNH, prompt, pages, stage, view, position_B, slot_B, window, scale=0.0, softcap=softcap
+    )
     return np.asarray(o_BNH, np.float32)
 
 
@@ -129,7 +132,7 @@ def through_kernel(places, dtype, monkeypatch, window=None, softcap=0.0):
     @jax.jit
     def run(q_BNH, prompt, pages, stage, view, window):
         args = q_BNH, prompt, pages, stage, view, position_B, slot_B, done_B, window
-        return paging.attend_paged(*args, scale=0.0, softcap=softcap, interpret=True)
+        return paged_attention.attend_paged(*args, scale=0.0, softcap=softcap, interpret=True)
 
     return np.asarray(run(q_BNH, prompt, pages, stage, view, window), np.float32)
 
@@ -163,7 +166,7 @@ def test_the_kernel_reads_int8_and_skips_rows_without_positions(monkeypatch):
     reads = Reads(jnp.asarray([[4, 1, 6], [9999, 0, 0], [2, 3, 9999]]), jnp.asarray([11, 0, 5]), None)
     run = jax.jit(lambda pages: page_sums(q_RKXH, pages, None, reads, scale=1.0, softcap=0.0, interpret=True))
     m_RKX, l_RKX, o_RKXH = map(np.asarray, run(Pages(k, v)))
-    assert (m_RKX[1] == paging.NOTHING).all() and not l_RKX[1].any() and not o_RKXH[1].any()
+    assert (m_RKX[1] == NOTHING).all() and not l_RKX[1].any() and not o_RKXH[1].any()
     for r, at, n in ((0, [4, 1, 6], 11), (2, [2, 3], 5)):
         whole = (np.asarray(x.x) * np.asarray(x.scale)[..., None] for x in (k, v))
         keys, values = (x[at].swapaxes(0, 1).reshape(K, -1, H)[:, :n] for x in whole)
