@@ -17,9 +17,9 @@ Row b, whose prompt has 6 tokens (all but the last are cached), with pages of 4 
 
 Attention (`sampling.paged_attention`) runs over whole prompt slots, pages and stages as they are in memory, each with
 the queries of its owner. This gives partial softmaxes (maximum, sum, weighted values). A row then adds up its own; the
-bits depend neither on the places of its pages nor on other rows. The pool is as large as all rows together need, not rows times the longest. A
-GPU, or a TPU without the kernel, reads the pool in blocks, up to the last page in use. Pages are moved down to free
-places (`move`), so that few free ones are read. Prompt slots are read up to the longest prompt.
+bits depend neither on the places of its pages nor on other rows. The pool is as large as all rows together need, not
+rows times the longest. A GPU, or a TPU without the kernel, reads the pool in blocks, up to the last page in use. Pages
+are moved down to free places (`move`), so that few free ones are read. Prompt slots are read up to the longest prompt.
 
 On a TPU a kernel reads the cache (`sampling.kernel`): for each row its own pages, through ``table_BD``.
 Then the prompt slots also consist of pages, keys are stored like values, and a free page costs nothing.
