@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 
@@ -39,9 +41,22 @@ TINY = ModelConfig(
 )
 
 
+QUESTION = "State the final answer to the following arithmetic problem: 9 + 5 - 1 + 3 ="
+
+
 def xla_flags(devices: int) -> str:
     """The tests' XLA_FLAGS (`conftest`) for a process with another number of devices."""
     return re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+
+
+def python(code: str, cwd: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
+    """A script in a process of its own, which must end well; with one device, as on a laptop."""
+    env = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "XLA_FLAGS": xla_flags(1)}
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 class IdTokenizer:
