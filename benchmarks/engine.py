@@ -27,9 +27,10 @@ from benchmarks.llama_server import serving
 from ropd_jax import configs
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig
-from ropd_jax.sampling.external import RolloutServer, ServerConfig, Settings
+from ropd_jax.sampling.external import RolloutServer
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.sampling.sample import as_prompts
+from ropd_jax.sampling.server_config import ServerConfig, Settings
 from ropd_jax.training.rescore import changes_of
 from ropd_jax.training.served import rollout_of
 from ropd_jax.training.setup import update_config

@@ -99,7 +99,7 @@ def compiled(name: str, program: str, layers: int, config: str, changes: list[st
     from ropd_jax.plan.chips import parse_topology
     from ropd_jax.plan.compiled import compile_program
     from ropd_jax.plan.shapes import model_config
-    from ropd_jax.sampling import pages
+    from ropd_jax.sampling import paged_attention, pages
     from ropd_jax.sampling.engine import layout
 
     cfg = load_config(config)
@@ -124,7 +124,7 @@ def compiled(name: str, program: str, layers: int, config: str, changes: list[st
                 "bandwidth": parse_topology(name).chip.bandwidth,
                 "position_bytes": int(layers * heads * programs.cache_itemsize(cfg)),
                 "full": rows * engine.max_tokens,
-                "block": pages.BLOCK * engine.page,
+                "block": paged_attention.BLOCK * engine.page,
             }
         return found
 

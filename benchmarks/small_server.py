@@ -31,7 +31,8 @@ from ropd_jax import configs
 from ropd_jax.teacher import ChatReply, ChatRequest, TransientError
 from ropd_jax.teacher.build import limit_options, make_client, role_of
 from ropd_jax.teacher.clients.chat import Purpose
-from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.limits import Limits
+from ropd_jax.teacher.traffic.retries import LimitedClient
 from ropd_jax.teacher.traffic.tracing import ObservedClient
 from ropd_jax.types import Message
 

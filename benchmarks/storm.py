@@ -37,7 +37,8 @@ from ropd_jax.teacher.judge_group import judge
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.scripted.server import running
 from ropd_jax.teacher.scripted.tasks import uniform
-from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.limits import Limits
+from ropd_jax.teacher.traffic.retries import LimitedClient
 from ropd_jax.types import Judgement, Message, Prompt
 
 FAULTS = (

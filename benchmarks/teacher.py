@@ -27,7 +27,8 @@ from aiohttp import web
 
 from benchmarks import schedule, virtual_time
 from ropd_jax.teacher import ChatReply, ChatRequest, make_client
-from ropd_jax.teacher.traffic.retries import ORDERS, LimitedClient, Limits
+from ropd_jax.teacher.traffic.limits import ORDERS, Limits
+from ropd_jax.teacher.traffic.retries import LimitedClient
 from ropd_jax.types import Message
 
 SCALE = 100

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import pathlib
 import re
-import threading
+import subprocess
+import sys
 
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.teacher.scripted.client import ScriptedClient
+from tests.loopback import on_own_thread
 
 CONFIG_FILE = """
 from ropd_jax import configs
@@ -40,9 +41,22 @@ TINY = ModelConfig(
 )
 
 
+QUESTION = "State the final answer to the following arithmetic problem: 9 + 5 - 1 + 3 ="
+
+
 def xla_flags(devices: int) -> str:
     """The tests' XLA_FLAGS (`conftest`) for a process with another number of devices."""
     return re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+
+
+def python(code: str, cwd: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
+    """A script in a process of its own, which must end well; with one device, as on a laptop."""
+    env = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "XLA_FLAGS": xla_flags(1)}
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 class IdTokenizer:
@@ -94,28 +108,11 @@ def trees_max_diff(a, b) -> float:
     )
 
 
-@contextlib.contextmanager
 def serving(client=None, **options):
     """The scripted teacher (or ``client``) behind HTTP on a separate thread; yields the address, without /v1."""
     from ropd_jax.teacher.scripted.server import running
 
-    ready, stop, address = threading.Event(), threading.Event(), []
-
-    async def serve():
-        async with running(client or ScriptedClient(), **options) as url:
-            address.append(url)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.02)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    try:
-        assert ready.wait(20)
-        yield address[0]
-    finally:
-        stop.set()
-        thread.join()
+    return on_own_thread(running(client or ScriptedClient(), **options))
 
 
 class FailsAt(ScriptedClient):

@@ -24,6 +24,7 @@ from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt
 from ropd_jax.weights.student import find, load_checkpoint
+from tests.loopback import on_own_thread
 
 PROMPT_LEN = 64
 
@@ -184,26 +185,17 @@ def merged(base: str, adapter: str) -> str:
     return str(place)
 
 
-@contextlib.contextmanager
 def serving(server: FakeVLLM, port: int = 0):
     """The server on a separate thread; yields its address with /v1."""
-    ready, stop, address = threading.Event(), threading.Event(), []
+    return on_own_thread(_running(server, port))
 
-    async def serve():
-        runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=0.5)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        address.append(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
-        ready.set()
-        while not stop.is_set():
-            await asyncio.sleep(0.02)
-        await runner.cleanup()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
+@contextlib.asynccontextmanager
+async def _running(server: FakeVLLM, port: int):
+    runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
     try:
-        assert ready.wait(20)
-        yield address[0]
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     finally:
-        stop.set()
-        thread.join()
+        await runner.cleanup()

@@ -29,19 +29,12 @@ from ropd_jax.core.advantages import Advantages
 from ropd_jax.methods.conditioning import MEETS, MISSES, told
 from ropd_jax.methods.ropd import ROPD
 from ropd_jax.teacher.health import suppressed, unexplored
-from ropd_jax.types import Criterion, Judgement, UserError
+from ropd_jax.types import Criterion, Judgement
 
 
 class CriPO(ROPD):
     by_group = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.cfg.ropd.rubric_per != "group":
-            raise UserError(
-                "method='cripo' compares rollouts by the same criterion; "
-                f"ropd.rubric_per={self.cfg.ropd.rubric_per!r}, expected 'group'"
-            )
+    needs_one_rubric = "compares rollouts by the same criterion"
 
     @property
     def contexts(self):

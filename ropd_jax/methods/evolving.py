@@ -33,14 +33,15 @@ from ropd_jax.types import Criterion, Judgement, RolloutGroup, Rubric, UserError
 
 
 class Evolving(ROPD):
+    needs_one_rubric = "keeps one rubric per prompt and changes it from step to step"
+
     def __post_init__(self):
         super().__post_init__()
         how, own = self.cfg.ropd, self.cfg.evolving
-        if how.rubric_per != "group" or how.rubrics == PUBLISHED or self.cfg.teacher.rubric_reuse != "fresh":
+        if how.rubrics == PUBLISHED or self.cfg.teacher.rubric_reuse != "fresh":
             raise UserError(
-                f"method='evolving' manages rubrics itself: ropd.rubric_per={how.rubric_per!r}, "
                 f"ropd.rubrics={how.rubrics!r}, teacher.rubric_reuse={self.cfg.teacher.rubric_reuse!r}; expected "
-                "'group', 'teacher' and 'fresh'"
+                "'teacher' and 'fresh', because method='evolving' manages rubrics itself"
             )
         if own.new < 1 or own.active < 1:
             raise UserError(

@@ -70,12 +70,18 @@ class LOPD(Method):
         how = self.cfg.lopd
         teacher = outline(how.checkpoint, key="lopd.checkpoint")
         check_tokenizers(student, teacher)
-        mesh_lib.check_divides(teacher.cfg, mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh)
+        own = mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh
+        mesh_lib.check_divides(teacher.cfg, own, keys=self._mesh_keys)
         if how.fsdp and hosts.count() > 1:
             raise UserError(
                 f"lopd.fsdp={how.fsdp} gives the white-box teacher its own mesh, which works on one host only; "
                 "set lopd.fsdp=0: the student's mesh"
             )
+
+    @property
+    def _mesh_keys(self):
+        """The keys of the sizes of the white-box teacher's mesh."""
+        return ("lopd.fsdp", "lopd.tp") if self.cfg.lopd.fsdp else ("mesh.fsdp", "mesh.tp")
 
     def setup(self, student, mesh):
         how = self.cfg.lopd
@@ -94,7 +100,7 @@ class LOPD(Method):
         devices = list(self.student_mesh.devices.flat)
         self.mesh = mesh_lib.make_mesh(how.fsdp, how.tp, devices) if how.fsdp else self.student_mesh
         self._prepare(model, read(how.checkpoint))
-        mesh_lib.check_divides(self.teacher_cfg, self.mesh)
+        mesh_lib.check_divides(self.teacher_cfg, self.mesh, keys=self._mesh_keys)
         weights = transformer.param_shapes(self.teacher_cfg)
         weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(how.dtype)), weights)
         params = mesh_lib.shapes(weights, self.mesh)

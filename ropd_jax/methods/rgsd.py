@@ -24,20 +24,13 @@ from ropd_jax.methods.conditioning import MEETS, told
 from ropd_jax.methods.ropd import ROPD
 from ropd_jax.teacher import TeacherError
 from ropd_jax.teacher.judge_group import induce, unscored
-from ropd_jax.types import Judgement, RolloutGroup, UserError
+from ropd_jax.types import Judgement, RolloutGroup
 
 
 class RGSD(ROPD):
     takes_exact = False
     by_group = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.cfg.ropd.rubric_per != "group":
-            raise UserError(
-                f"method={self.cfg.method!r} tells all rollouts of a group one rubric, and "
-                f"ropd.rubric_per={self.cfg.ropd.rubric_per!r}; expected 'group'"
-            )
+    needs_one_rubric = "shows all rollouts of a group the same rubric"
 
     @property
     def contexts(self):

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ropd_jax.core.advantages import Part, summed_advantages
 from ropd_jax.core.rewards import (
@@ -44,10 +44,22 @@ ADVANTAGES = ("total", "per_criterion")
 
 
 class ROPD(Method):
+    """The method of the module's docstring, and the base of those that use its rubrics differently.
+
+    Attributes:
+        needs_one_rubric: for a method whose rollouts of a group must share a rubric: what it does with that rubric.
+    """
+
+    needs_one_rubric: ClassVar[str] = ""
+
     def __post_init__(self):
         how, reuse = self.cfg.ropd, self.cfg.teacher.rubric_reuse
         if how.rubric_per not in ("group", "pair"):
             raise UserError(f"ropd.rubric_per={how.rubric_per!r}; expected 'group' or 'pair'")
+        if how.rubric_per == "pair" and self.needs_one_rubric:
+            raise UserError(
+                f"ropd.rubric_per='pair'; expected 'group', because method={self.cfg.method!r} {self.needs_one_rubric}"
+            )
         if how.rubric_per == "pair" and reuse != "fresh":
             raise UserError(
                 f"teacher.rubric_reuse={reuse!r} keeps one rubric per prompt, but ropd.rubric_per='pair' "

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ropd_jax.models.flash import Shape, flash, sees, short
 from ropd_jax.models.splash import splash
-from ropd_jax.parallel.mesh import active_mesh, constrain, out, parts_of_a_row, platform
+from ropd_jax.parallel.mesh import active_mesh, check_heads, constrain, out, parts_of_a_row, platform
 from ropd_jax.types import UserError
 
 XLA_BLOCK = 64  # queries and keys of a block on the XLA path; 1.1-1.2 x faster than 128 on CPU, 512 to 2,048 tokens
@@ -68,8 +68,9 @@ def self_attention(
         float32, in value and gradient.
 
     Raises:
-        UserError: unknown ``impl``, or one that does not support the arguments.
+        UserError: unknown ``impl``, one that does not support the arguments, or heads that ``tp`` does not divide.
     """
+    check_heads(q_BTNH.shape[2], k_BTKH.shape[2])
     pattern = Pattern(scale or q_BTNH.shape[-1] ** -0.5, softcap, window)
     cp = parts_of_a_row()
     name = choose(impl, platform(), q_BTNH.shape[1], q_BTNH.dtype, softcap, rows=q_BTNH.shape[0], cp=cp, shared=shared)

@@ -226,8 +226,43 @@ def locally(f: Callable, dims: tuple, out_dims: tuple | str) -> Callable:
     return jax.shard_map(f, in_specs=to_specs(dims), out_specs=to_specs(out_dims), check_vma=False)
 
 
-def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
-    """Raise UserError if a student's sizes do not divide over the mesh, with the nearest meshes that work."""
+def size_keys(section: Mapping[str, Any], role: str) -> tuple[str, str]:
+    """The keys that set the sizes (fsdp, tp) of the ``update``'s or the ``sample`` mesh, for `check_divides`.
+
+    With ``mesh.tp=4`` and ``mesh.update_tp=1`` these are ``mesh.update_fsdp`` and ``mesh.update_tp`` for the update,
+    and ``mesh.fsdp`` and ``mesh.tp`` for the sampler.
+
+    Args:
+        section: ``cfg.mesh``.
+    """
+    own = f"{role}_" if section[f"{role}_fsdp"] or section[f"{role}_tp"] else ""
+    return f"mesh.{own}fsdp", f"mesh.{own}tp"
+
+
+def check_heads(num_heads: int, num_kv_heads: int) -> None:
+    """Raise UserError if heads do not divide over the ``tp`` of the current mesh.
+
+    Key/value heads are split like query heads, not repeated: each device would have to store and compute all of them,
+    and with 3 of them over tp=2 the queries of one head would be on two devices. Runs, evaluations and plans check all
+    sizes of a student before they begin (`check_divides`); this is for code that calls the network by itself.
+    """
+    tp = size_of("tp")
+    if num_heads % tp or num_kv_heads % tp:
+        raise UserError(
+            f"num_heads={num_heads}, num_kv_heads={num_kv_heads}: expected multiples of the mesh's tp={tp}; use a mesh "
+            f"with tp={math.gcd(tp, num_heads, num_kv_heads)}"
+        )
+
+
+def check_divides(
+    cfg, mesh: jax.sharding.Mesh, *, keys: tuple[str, str] = ("mesh.fsdp", "mesh.tp"), all_devices: bool = False
+) -> None:
+    """Raise UserError if a student's sizes do not divide over the mesh, with the nearest meshes that work.
+
+    Args:
+        keys: of the config, which set the sizes fsdp and tp of the mesh: the error tells the user to change them.
+        all_devices: name only meshes of as many devices as this one has: for a sampler, which uses the update's.
+    """
     if (ep := mesh.shape.get("ep", 1)) > 1 and (not cfg.num_experts or cfg.num_experts % ep):
         have = f"num_experts={cfg.num_experts} does not divide over it" if cfg.num_experts else "it has no experts"
         fits = math.gcd(ep, cfg.num_experts) if cfg.num_experts else 1
@@ -239,11 +274,14 @@ def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
         return
     n = len(jax.devices()) if mesh.devices.flat[0] in jax.devices() else mesh.size
     near = nearest_meshes(cfg, n, *asked)
+    if all_devices:
+        n = mesh.size
+        near = [sizes for sizes in nearest_meshes(cfg, n, *asked, most=n) if math.prod(sizes) == n][:3] or near
     shown = "; ".join(f"fsdp={fsdp}, tp={tp}" for fsdp, tp in near)
     fsdp, tp = near[0]
     raise UserError(
         f"mesh fsdp={asked[0]}, tp={asked[1]}: {'; '.join(wrong)}; nearest meshes of up to {n} devices that work for "
-        f"this student: {shown}; set --config.mesh.fsdp={fsdp} --config.mesh.tp={tp}"
+        f"this student: {shown}; set --config.{keys[0]}={fsdp} --config.{keys[1]}={tp}"
     )
 
 

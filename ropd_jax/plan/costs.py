@@ -85,7 +85,7 @@ def seconds_at_least(cfg: ConfigDict, topology: Topology) -> float | None:
     model_cfg = model_config(cfg.student.checkpoint)
     devices = topology_devices(Topology(CPU, (topology.devices,)))
     mesh = mesh_lib.update_mesh(cfg.mesh, devices=devices)
-    mesh_lib.check_divides(model_cfg, mesh)
+    mesh_lib.check_divides(model_cfg, mesh, keys=mesh_lib.size_keys(cfg.mesh, "update"))
     with jax.set_mesh(mesh):
         sizes = measure.sizes(cfg, model_cfg, mesh)
     chip = topology.chip.a_device()

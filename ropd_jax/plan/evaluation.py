@@ -158,7 +158,7 @@ def _mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> tuple[
             )
     fsdp, tp = cfg.mesh.sample_fsdp or cfg.mesh.fsdp, cfg.mesh.sample_tp or cfg.mesh.tp
     mesh = mesh_lib.make_mesh(fsdp, tp, devices=devices)
-    mesh_lib.check_divides(model_cfg, mesh)
+    mesh_lib.check_divides(model_cfg, mesh, keys=mesh_lib.size_keys(cfg.mesh, "sample"))
     return mesh, real
 
 

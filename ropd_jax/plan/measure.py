@@ -132,8 +132,8 @@ def make_mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> ja
     """
     mesh = mesh_lib.update_mesh(cfg.mesh, devices=topology_devices(topology))
     own = programs.sampling_mesh(cfg, mesh)
-    for one in (mesh, own):
-        mesh_lib.check_divides(model_cfg, one)
+    mesh_lib.check_divides(model_cfg, mesh, keys=mesh_lib.size_keys(cfg.mesh, "update"))
+    mesh_lib.check_divides(model_cfg, own, keys=mesh_lib.size_keys(cfg.mesh, "sample"), all_devices=True)
     check_sample_mesh(mesh, own, copy_weights=cfg.sampling.copy_weights)
     return mesh
 

@@ -31,6 +31,7 @@ from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.capacity import device_bytes as device_bytes
+from ropd_jax.sampling.kv import View
 from ropd_jax.sampling.slots import Slots, halved
 from ropd_jax.sampling.weights import DecodeWeights, changes, decode_weights, mover, outer_of
 from ropd_jax.training.accumulate import uses_streaming
@@ -237,7 +238,7 @@ class Sampler(NamedTuple):
     cache: Any
     prompts: tuple
     rows: engine_lib.Rows
-    view: pages.View
+    view: View
 
 
 def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
@@ -287,10 +288,10 @@ def sampler_shapes(ecfg: engine_lib.EngineConfig, params: dict, model_cfg: Model
     state.grow(most)
     arrays = (
         [getattr(state, name) for name in engine_lib.Rows._fields],
-        [state.view[name] for name in pages.View._fields],
+        [state.view[name] for name in View._fields],
     )
     rows, view = jax.tree.map(lambda x: struct(x.shape, x.dtype, "B"), arrays)
-    return Sampler(ecfg, params, cache, tuple(prompts), engine_lib.Rows(*rows), pages.View(*view))
+    return Sampler(ecfg, params, cache, tuple(prompts), engine_lib.Rows(*rows), View(*view))
 
 
 def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:

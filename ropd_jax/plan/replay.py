@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ropd_jax.sampling.engine import MOVES
-from ropd_jax.sampling.pages import block_of, prompt_pages
+from ropd_jax.sampling.paged_attention import block_of
+from ropd_jax.sampling.pages import prompt_pages
 from ropd_jax.sampling.slots import Slots, pool_size
 
 SIGMA = 0.8  # standard deviation of the log length of an answer, if only the mean is known

@@ -38,7 +38,9 @@ import numpy as np
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, fetch, place
+from ropd_jax.sampling import paged_attention
 from ropd_jax.sampling import pages as paging
+from ropd_jax.sampling.kv import KV, View
 from ropd_jax.sampling.rollouts import likely_stopped, make_group, make_rollout, opens_thought
 from ropd_jax.sampling.rules import Drawn, SamplingRule, draw, rollout_keys
 from ropd_jax.sampling.slots import Job, Slots, halved, pool_size
@@ -176,9 +178,7 @@ class Rows(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"), donate_argnames=("prompts",))
-def prefill(
-    cfg: ModelConfig, dtype: str, params, prompts: list[paging.KV], tokens_NT: jax.Array, len_N, at_N
-) -> list[paging.KV]:
+def prefill(cfg: ModelConfig, dtype: str, params, prompts: list[KV], tokens_NT: jax.Array, len_N, at_N) -> list[KV]:
     """Run N prompts once and store their keys and values in the prompt slots ``at_N``.
 
     Args:
@@ -391,7 +391,7 @@ class _Engine:
     def __init__(self, cfg, ecfg: EngineConfig, params, prompt_tokens, keys, limits):
         self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
         kernel = paging.uses_kernel(ecfg.attention, cfg, ecfg.page)
-        self.compacts = paging.reads_blocks() and not kernel
+        self.compacts = paged_attention.reads_blocks() and not kernel
         self.reserve = ecfg.reserve or kernel or self.compacts  # if only used pages are read, one size is enough
         self.large = sum(x.size for x in jax.tree.leaves(params["layers"])) >= LARGE
         self.weights = decode_weights(params, cfg.num_layers, ecfg.dtype, copy=ecfg.copy_weights)
@@ -426,12 +426,12 @@ class _Engine:
         if slots.full():
             self._commit()
         slots.admit(self.last_tokens)
-        if self.compacts and (moves := slots.compact(paging.block_of(slots.pages), MOVES)):
+        if self.compacts and (moves := slots.compact(paged_attention.block_of(slots.pages), MOVES)):
             self.cache = self.cache._replace(pages=paging.move(self.cache.pages, *_place(*((x, "B") for x in moves))))
         if self.large and (fewer := slots.rows_enough()) < slots.rows:
             self._shrink(fewer)
         rows = Rows(*_place(*((getattr(slots, name), "B") for name in Rows._fields)))
-        view = paging.View(*_place(*((slots.view[name], "B") for name in paging.View._fields)))
+        view = View(*_place(*((slots.view[name], "B") for name in View._fields)))
         stages, *rest = decode(self.cfg, self.ecfg, self.weights, *self.cache, rows, view)
         self.cache = self.cache._replace(stages=stages)
         return rest

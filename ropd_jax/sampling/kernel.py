@@ -50,7 +50,8 @@ class Reads(NamedTuple):
 def page_sums(
     q_RKXH: jax.Array, pages: Pages, stage: KV | None, reads: Reads, *, scale: float, softcap: float, interpret: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(m_RKX, l_RKX, o_RKXH) in float32, as in `pages.partial_softmax`: a row without positions has `NOTHING`, 0, 0.
+    """(m_RKX, l_RKX, o_RKXH) in float32, as in `paged_attention.partial_softmax`; a row without positions has
+    `NOTHING`, 0, 0.
 
     Args:
         q_RKXH: X queries of each key/value head.

@@ -85,7 +85,7 @@ def sample(
 
     Raises:
         UserError: a prompt of a wrong type, settings out of range, or prompt and answer longer than the student's
-            longest sequence.
+            longest sequence; or a student whose sizes do not divide over the current mesh.
     """
     show_logs()
     asked = as_prompts(prompts)
@@ -184,6 +184,7 @@ def _mesh_of(student: Student) -> jax.sharding.Mesh:
     if isinstance(sharding, jax.NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
         return sharding.mesh
     if isinstance(active := jax.sharding.get_mesh(), jax.sharding.Mesh) and not active.empty:
+        mesh_lib.check_divides(student.cfg, active)
         return active
     devices = jax.local_devices()
     fsdp, tp = mesh_lib.nearest_meshes(student.cfg, len(devices), len(devices), 1)[0]

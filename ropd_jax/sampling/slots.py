@@ -56,7 +56,7 @@ class Slots:
         job: the rollout of each row, or None.
         token, t, limit, base, done, key: state of the rows that the device needs (see `engine.Rows`). The parts
             follow one another: with 16 rows per part, row 3 of part 1 is at 19.
-        view: the arrays of `pages.View` by name, laid out the same way.
+        view: the arrays of `kv.View` by name, laid out the same way.
         restarts, lost_tokens: the number of rollouts that had to make room, and of the tokens that they must resample.
     """
 

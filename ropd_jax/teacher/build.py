@@ -37,8 +37,9 @@ from ropd_jax.teacher.tape.client import TapedClient, open_tape
 from ropd_jax.teacher.tape.reference_index import TeacherIndex, read_index
 from ropd_jax.teacher.teacher import TEMPLATES, VARIANTS, Teacher
 from ropd_jax.teacher.traffic.budget import Budget, Caps, MeteredClient
+from ropd_jax.teacher.traffic.limits import Limits
 from ropd_jax.teacher.traffic.prices import Prices
-from ropd_jax.teacher.traffic.retries import MOST_TIME, LimitedClient, Limits
+from ropd_jax.teacher.traffic.retries import MOST_TIME, LimitedClient
 from ropd_jax.teacher.traffic.router import Routes
 from ropd_jax.teacher.traffic.stats import TeacherStats
 from ropd_jax.utils.suggest import near

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,14 +21,16 @@ from ropd_jax.teacher.asking import REASK_TEMPLATE, Asker
 from ropd_jax.teacher.blocking import Blocking
 from ropd_jax.teacher.clients.chat import ChatClient, ChatRequest, Purpose
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError
+from ropd_jax.teacher.panel import Panel
 from ropd_jax.teacher.roles import references as reference_role
-from ropd_jax.teacher.roles import rubricator, scorer, screening, static_rubric, templates, thinking, verifier
+from ropd_jax.teacher.roles import rubricator, scorer, static_rubric, templates, thinking, verifier
 from ropd_jax.teacher.roles.json_reply import token_of
-from ropd_jax.teacher.roles.marks import Marks, beside
+from ropd_jax.teacher.roles.marks import Marks
 from ropd_jax.teacher.roles.references import Reference
 from ropd_jax.teacher.roles.role import Role
-from ropd_jax.teacher.roles.votes import majority, votes_of
+from ropd_jax.teacher.roles.votes import majority
 from ropd_jax.teacher.rubric_store import RubricStore
+from ropd_jax.teacher.screened import screened_rubric
 from ropd_jax.teacher.tape.reference_index import TeacherIndex
 from ropd_jax.teacher.tape.store import Tape
 from ropd_jax.teacher.traffic.budget import Budget
@@ -58,6 +59,7 @@ class Teacher:
     The path of one question::
 
         verify(prompt, rubric, answers)
+          | panel.py            a question for each vote of each verifier               <- all votes
           | roles/verifier.py   builds the prompt: answers shuffled, fenced, numbered <- parses the reply, unshuffles
           | asking.py           one re-ask, repeats for missing answers, halves, cuts <- counts unusable replies
           | traffic/router.py   the client of this role (if roles differ in provider)
@@ -113,17 +115,18 @@ class Teacher:
         if not 0.0 <= repeat_frac <= 1.0:
             raise ConfigurationError(f"teacher.health.repeat_frac is {repeat_frac}; expected a share from 0 to 1")
         self.sources = _several(reference) or (Role(temperature=0.7, max_output_tokens=8192),)
-        self.panel = _several(verify) or (Role(temperature=0.0, max_output_tokens=4096),)
+        members = _several(verify) or (Role(temperature=0.0, max_output_tokens=4096),)
         self.roles = {
             "reference": self.sources[0],
             "rubric": rubric or Role(temperature=0.7, max_output_tokens=8192),
-            "verify": self.panel[0],
+            "verify": members[0],
             "score": score or Role(temperature=0.0, max_output_tokens=4096),
             "judge": judge or Role(temperature=0.0, max_output_tokens=4096),
         }
         self.asking = asking or verifier.Asking()
         self.stats = stats if stats is not None else TeacherStats()
         self._asker = Asker(client, self.stats, seed=seed, max_answer_chars=max_answer_chars)
+        self.panel = Panel(members, self.asking, self._asker, seed=seed)
         self.references_m = references_m
         self.seed = seed
         self.screen_criteria = screen_criteria
@@ -139,14 +142,6 @@ class Teacher:
             name = self.template_id(role).rpartition("@")[0]
             alone = role == "rubric" and name.startswith(("rubricator_references.", "rubric_static."))
             templates.check("rubric_alone" if alone else role, name)
-        for member in self.panel:
-            templates.check("verify", member.template or TEMPLATES["verify"])
-            self.asking.check(member.template or TEMPLATES["verify"])
-            if self.asking.votes > 1 and member.temperature == 0:
-                raise ConfigurationError(
-                    f"teacher.verifier.votes is {self.asking.votes} at temperature 0, at which {member.model!r} gives "
-                    "the same vote each time; set teacher.verifier.temperature (for example 0.7), or votes=1"
-                )
 
     @property
     def client(self) -> ChatClient:
@@ -324,7 +319,7 @@ class Teacher:
             request = rubricator.rubric_request(prompt.question, *shown, **how, seed=self.seed, size=size)
             request = dataclasses.replace(request, extra=self.roles["rubric"].extra)
             token = token_of(request.json_schema)
-            return await self._screened(prompt, request, lambda text: rubricator.parse_rubric(text, size, token))
+            return await self._rubric(prompt, request, lambda text: rubricator.parse_rubric(text, size, token))
 
         return await self._asker.fitting("rubric", [*references, *answers], ask)
 
@@ -342,46 +337,14 @@ class Teacher:
             request = static_rubric.request(prompt.question, texts, **how, seed=self.seed)
             request = dataclasses.replace(request, extra=self.roles["rubric"].extra)
             token = token_of(request.json_schema)
-            return await self._screened(prompt, request, lambda text: static_rubric.parse(text, token))
+            return await self._rubric(prompt, request, lambda text: static_rubric.parse(text, token))
 
         return await self._asker.fitting("rubric", list(references), ask)
 
-    async def _screened(self, prompt: Prompt, request: ChatRequest, parse: Callable[[str], Rubric]) -> Rubric:
-        """The rubric from a reply, without the criteria that must not count.
-
-        If the first reply has such criteria, it is re-asked. Of two replies, the rubric that keeps more criteria is
-        used, so a failed re-ask costs only these criteria.
-        """
-        if not self.screen_criteria:
-            return await self.ask(request, parse)
-        read: list[tuple[Rubric, tuple[screening.Problem, ...]]] = []
-        replies = 0
-
-        def screened(text: str) -> Rubric:
-            nonlocal replies
-            replies += 1
-            rubric = parse(text)
-            problems = screening.screen(rubric, prompt.question)
-            read.append((rubric, problems))
-            if problems and replies == 1:
-                raise MalformedError(screening.explained(problems), cause="screened")
-            return rubric
-
-        try:
-            await self.ask(request, screened)
-        except ConfigurationError:
-            raise
-        except TeacherError:
-            if not read:
-                raise
-        kept = [(rubric, problems) for r, problems in read if (rubric := screening.without(r, problems)) is not None]
-        if not kept:
-            self.stats.count("failures", "screened")
-            raise MalformedError(f"no criterion of the rubric counts: {read[-1][1][0]}", cause="screened")
-        rubric, problems = max(reversed(kept), key=lambda pair: len(pair[0].criteria))
-        for problem in problems:
-            self.stats.count("screened", problem.reason)
-        return rubric
+    async def _rubric(self, prompt: Prompt, request: ChatRequest, parse: Callable[[str], Rubric]) -> Rubric:
+        if self.screen_criteria:
+            return await screened_rubric(self._asker, self.stats, prompt, request, parse)
+        return await self.ask(request, parse)
 
     # --------------------------------------------------------------------------------------- verdicts and scores
 
@@ -412,7 +375,7 @@ class Teacher:
         Raises:
             TeacherError: no reply to the first question was usable. Later failures only leave answers unscored.
         """
-        found = await self._looks(prompt, rubric, answers, key=key, look=look, authors=authors)
+        found = await self.panel.votes(prompt, rubric, answers, key=key, look=look, authors=authors)
         marks = found[0]
         agreement: tuple[float | None, ...] = ()
         if len(found) > 1:
@@ -420,72 +383,6 @@ class Teacher:
         if counted:
             self._asker.count_unscored(marks)
         return Verdicts(*marks, agreement)
-
-    async def _looks(
-        self,
-        prompt: Prompt,
-        rubric: Rubric,
-        answers: Sequence[str],
-        *,
-        look: int,
-        key: str,
-        authors: Sequence[str] | None,
-    ) -> list[Marks]:
-        """The marks from each vote of each panel member.
-
-        The sample index of vote v of member m of n is (2 v) n + m, and (2 v + 1) n + m for answers that are requested
-        again. The votes of a second look come after those of the first if the requests would be the same.
-        """
-        n, votes = len(self.panel), self.asking.votes
-        first = 2 * votes * n * look if self.asking.answers_per_call == 1 else 0
-        asked = []
-        for i in range(votes * n):
-            vote, member = divmod(i, n)
-            samples = first + 2 * vote * n + member, first + (2 * vote + 1) * n + member
-            of_vote = f"{key}/vote{i}" if i else key
-            role = self.panel[member]
-            asked.append(self._look(prompt, rubric, answers, role, key=of_vote, authors=authors, samples=samples))
-        return votes_of(await asyncio.gather(*asked, return_exceptions=True), len(answers))
-
-    async def _look(
-        self,
-        prompt: Prompt,
-        rubric: Rubric,
-        answers: Sequence[str],
-        role: Role,
-        *,
-        key: str,
-        authors: Sequence[str] | None,
-        samples: tuple[int, int],
-    ) -> Marks:
-        """One vote of one verifier on all answers.
-
-        ``samples`` are the sample indices of the first question and of the second, for the answers without a verdict.
-        """
-        how = role.wording()
-        how["template"] = prompt.templates.get("verify") or how["template"]
-        form = verifier.form_of(how["template"], self.asking.form).name
-        shared = verifier.group_token(prompt.question, rubric, answers, seed=self.seed)
-
-        async def rows(part: Rubric) -> Marks:
-            async def ask(texts: list[str], indices: Sequence[int], again: int) -> Marks:
-                shown = None if authors is None else [authors[i] for i in indices]
-                request = verifier.verify_request(
-                    prompt.question, part, texts, **how, seed=self.seed, authors=shown, form=form,
-                    examples=self.asking.examples, token=shared,
-                )  # fmt: skip
-                request = dataclasses.replace(request, sample_index=samples[again], extra=role.extra)
-                token = token_of(request.json_schema)
-                read = functools.partial(
-                    verifier.parse_verdicts, rubric=part, n_answers=len(texts), token=token, form=form
-                )
-                found = await self.ask(request, read)
-                return Marks(found.passed, found.causes)
-
-            most = self.asking.answers_per_call
-            return await self._asker.marks("verify", answers, ask, key=key, counted=False, answers_per_call=most)
-
-        return beside(await asyncio.gather(*map(rows, self.asking.cut(rubric)), return_exceptions=True))
 
     async def score(
         self,

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """``cfg.sampling``: the student's answers. Its section ``server`` is `sampling.external.ServerConfig`."""
+    """``cfg.sampling``: the student's answers. Its section ``server`` is `sampling.server_config.ServerConfig`."""
 
     rollouts: int
     max_tokens: int

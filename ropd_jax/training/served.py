@@ -25,8 +25,9 @@ import numpy as np
 
 from ropd_jax.models.lora import Lora, merge
 from ropd_jax.sampling.engine import EngineConfig
-from ropd_jax.sampling.external import RolloutServer, ServerConfig, Settings
+from ropd_jax.sampling.external import RolloutServer
 from ropd_jax.sampling.rollouts import make_rollout, opens_thought
+from ropd_jax.sampling.server_config import ServerConfig, Settings
 from ropd_jax.sampling.server_reply import Answer
 from ropd_jax.sampling.slots import Job
 from ropd_jax.teacher import ConfigurationError
@@ -38,6 +39,7 @@ from ropd_jax.utils import tracing
 from ropd_jax.utils.paths import folder_name
 from ropd_jax.weights.student import Student
 from ropd_jax.workdir.export import write_adapter, write_student
+from ropd_jax.workdir.place import ROLLOUTS
 
 log = logging.getLogger(__name__)
 KEPT = 2  # directories of weights: the newest, and one that the server might still be reading
@@ -77,7 +79,7 @@ class ServedPolicy:
         self._checkpoint, self._template = checkpoint, template
         self._mesh, self._length = mesh, length
         self._weights = _own_folder(how.weights_dir, files)
-        self.kept = KeptAnswers(files / "rollouts")
+        self.kept = KeptAnswers(files / ROLLOUTS)
         self._version: int | None = None  # of the server's weights; None: they are not this run's yet
         self._written: list[pathlib.Path] = []
         self._compared: int | None = None  # version at which the log-probs were last compared

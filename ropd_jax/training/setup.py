@@ -26,8 +26,9 @@ from ropd_jax.models.lora import Lora, freeze, init_adapters
 from ropd_jax.parallel import compile_cache, hosts
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig
-from ropd_jax.sampling.external import OPENAI, RolloutServer, ServerConfig
+from ropd_jax.sampling.external import RolloutServer
 from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.sampling.server_config import OPENAI, ServerConfig
 from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import check_addresses, providers
 from ropd_jax.teacher.calibration import summary
@@ -199,8 +200,9 @@ def check_files(
         chat_template=cfg.student.chat_template,
         enable_thinking=cfg.student.enable_thinking,
     )
-    validate.check_student(student.cfg, how, mesh)
-    mesh_lib.check_divides(student.cfg, sample_mesh)
+    validate.check_student(student.cfg, how)
+    mesh_lib.check_divides(student.cfg, mesh, keys=mesh_lib.size_keys(cfg.mesh, "update"))
+    mesh_lib.check_divides(student.cfg, sample_mesh, keys=mesh_lib.size_keys(cfg.mesh, "sample"), all_devices=True)
     made.check_student(student, mesh)
     validate.check_shared_prompts(how.optim, made, student.cfg, mesh)
     hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})

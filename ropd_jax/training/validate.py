@@ -26,10 +26,9 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import adapted
 from ropd_jax.models.transformer import REMAT
 from ropd_jax.parallel import hosts
-from ropd_jax.parallel.mesh import check_divides
 from ropd_jax.parallel.xla_options import xla_options
-from ropd_jax.sampling.external import OPENAI, OWN, ServerConfig, check_rule
 from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.sampling.server_config import OPENAI, OWN, ServerConfig, check_rule
 from ropd_jax.teacher.build import role_of
 from ropd_jax.training.profile import profile_range
 from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
@@ -102,8 +101,8 @@ def check_run(cfg: RunConfig) -> None:
         raise UserError(f"sampling.engine={sampling.engine!r}; expected {OWN} or {OPENAI} (docs/engine.md)")
 
 
-def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError for adapters or a mesh that do not fit the student's shape."""
+def check_student(student: ModelConfig, how: RunConfig) -> None:
+    """Raises UserError for adapters or lengths that do not fit the student's shape."""
     if how.lora.rank:
         adapted(student, how.lora)
         if how.lora.rank > student.d_model:
@@ -111,7 +110,6 @@ def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh)
                 f"student.lora.rank={how.lora.rank} is more than the student's width {student.d_model}; expected a low "
                 f"rank, 1 to {student.d_model}, e.g. 16"
             )
-    check_divides(student, mesh)
     check_length(SHORTEST, how.sampling.max_tokens, how.optim.row_len, student)
 
 

@@ -3,6 +3,7 @@
 A bucket has no append and no rename, so a run in a bucket writes to a local *staging* directory:
 
     config.json, result.json, groups/, curves.png ...    uploaded whole when they change
+    rollouts/                                            likewise; deleted with the local ones (`ROLLOUTS`)
     metrics.jsonl, timeline.jsonl, tensorboard/          growing files: above 256 KiB only the new part is uploaded
                                                          (`append`), so a run of n steps uploads O(n) bytes
     tape.sqlite, spent.json                              uploaded at checkpoints: the rows since the last time, as
@@ -11,7 +12,7 @@ A bucket has no append and no rename, so a run in a bucket writes to a local *st
                                                          does not support, each is copied when it is complete
 
 On another machine, a run resumes from the bucket. On the same machine, tape entries that exist only in the staging
-directory are kept, because their replies are paid for.
+directory are kept, because their replies are paid for, and so are the answers of a rollout server.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ log = logging.getLogger(__name__)
 
 GROWING = ("metrics.jsonl", "timeline.jsonl")
 WHOLE = 256 << 10  # up to this many bytes, a growing file is uploaded whole
-FOLDERS = ("groups", "tensorboard")  # uploaded in addition to the files at the top level
+ROLLOUTS = "rollouts"  # answers of a rollout server, a file per step (`training.answers_kept`)
+FOLDERS = ("groups", "tensorboard", ROLLOUTS)  # uploaded in addition to the files at the top level
 PARTS_SHARE = 0.5  # largest total size of the tape's parts, as a share of the tape
 _LOCKS: dict[pathlib.Path, int] = {}  # staging directories that this process holds -> file descriptor
 
@@ -105,6 +107,7 @@ class Place:
                 write_atomic(self.files / name, json.dumps(merged, indent=1) + "\n", private=True)
         for path in pulled:
             self._sent[path.name] = _stamp(path)
+        self._fetch_rollouts(there)
         for folder in FOLDERS:  # already in the bucket; the rest is uploaded with the first step
             stored = buckets.listing(f"{self._url}/{folder}") if folder in there else {}
             for path in (self.files / folder).glob("[!.]*"):
@@ -117,6 +120,33 @@ class Place:
                     if not (self.files / "checkpoints" / step).is_dir():
                         self._fetch_checkpoint(step)
                     self._copied.add(step)
+
+    def _fetch_rollouts(self, there: dict[str, Any]) -> None:
+        """Bring ``rollouts/`` to the bucket's state, plus what only this machine has of the step in which it ended.
+
+        The file of a step is only appended to. Local answers belong to the run in the bucket as long as each local file
+        begins with the bucket's. From the first one that does not, another machine has repeated the steps, so its
+        answers count::
+
+            bucket                  step 6, 7
+            this machine            step 6, 7 and the first groups of 8      all are kept
+            this machine, earlier   another step 6, and 8                    6 and 7 come from the bucket, 8 is deleted
+        """
+        own, theirs = self.files / ROLLOUTS, self.files / f".{ROLLOUTS}"
+        shutil.rmtree(theirs, ignore_errors=True)
+        stored = buckets.listing(f"{self._url}/{ROLLOUTS}") if ROLLOUTS in there else {}
+        if stored:
+            buckets.pull(f"{self._url}/{ROLLOUTS}", theirs)
+        same = True
+        for name in sorted(stored.keys() | {path.name for path in own.glob("[!.]*")}):
+            if name in stored:
+                same = same and _continues(own / name, theirs / name)
+                if not same:
+                    own.mkdir(exist_ok=True)
+                    os.replace(theirs / name, own / name)
+            elif not same or name < max(stored, default=""):
+                (own / name).unlink()
+        shutil.rmtree(theirs, ignore_errors=True)
 
     def _fetch_checkpoint(self, step: str) -> None:
         """Copy a checkpoint atomically."""
@@ -226,8 +256,9 @@ class Place:
                 grown.append((path, name, stamp, sent[1]))
             else:
                 whole[name] = (path, stamp)
-        gone = [name for name in self._sent if name.startswith("spent.") and not (self.files / name).exists()]
-        buckets.remove([f"{self._url}/{name}" for name in gone])  # host 0 has already merged them
+        deleted = ("spent.", f"{ROLLOUTS}/")  # merged by host 0, and of steps before a checkpoint
+        gone = [name for name in self._sent if name.startswith(deleted) and not (self.files / name).exists()]
+        buckets.remove([f"{self._url}/{name}" for name in gone])
         for name in gone:
             del self._sent[name]
         files = {f"{self._url}/{name}": path for name, (path, _) in whole.items()}
@@ -339,6 +370,11 @@ class _StoredTape:
 
 def _grows(name: str) -> bool:
     return name in GROWING or name.startswith("tensorboard/")
+
+
+def _continues(path: pathlib.Path, earlier: pathlib.Path) -> bool:
+    """Whether a file exists and begins with the bytes of another one."""
+    return path.is_file() and path.read_bytes().startswith(earlier.read_bytes())
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int, int]:

@@ -99,11 +99,11 @@ def test_the_papers_numbers_are_read_by_label():
     "name", ["table1_blackbox", "table2_whitebox", "table3_gemma", "table6_ablation", "table_quickstart", "table_mini"]
 )
 def test_every_table_of_experiments_renders_and_names_configs_that_exist(name, tmp_path):
-    begin = time.monotonic()
+    begin = time.process_time()
     spec = load_spec(str(EXPERIMENTS / f"{name}.py"))
     for form in ("markdown", "csv", "latex"):
         assert render(collect(spec, runs=str(tmp_path), evals=str(tmp_path)), form)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
     trained = [t for row in spec.rows for t in (row.train, *(s[1] for s in row.special.values())) if t]
     for flags in trained:
         file = flags.removeprefix("--config ").split()[0].partition(":")[0]

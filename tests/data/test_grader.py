@@ -75,11 +75,11 @@ def test_answers_are_compared_as_exact_numbers_or_else_as_text(found, gold, want
 
 
 def test_number_of_a_hostile_text_is_none_at_once():
-    begin = time.monotonic()
+    begin = time.process_time()
     assert number("9" * 100_000) is None
     assert number("1e999999999") is None
     assert last_box("\\boxed{" * 20_000) == (-1, None)
-    assert time.monotonic() - begin < 3
+    assert time.process_time() - begin < 3
 
 
 def test_grade_says_right_wrong_or_cannot_say():

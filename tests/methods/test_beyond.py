@@ -144,7 +144,7 @@ def test_by_criterion_counts_exact_grades_and_overlong_answers_as_parts():
     ("ropd", dict(ropd__advantage="per_criterion", loss__normalize_std=False), "loss.normalize_std=True"),
     ("ropd", dict(ropd__advantage="per_criterion", loss__normalize_std=True, ropd__rubric_per="pair"), "'group'"),
     ("permuted", dict(ropd__advantage="per_criterion", loss__normalize_std=True), "ropd.advantage='total'"),
-    ("evolving", dict(teacher__rubric_reuse="per_epoch"), "expected 'group', 'teacher' and 'fresh'"),
+    ("evolving", dict(teacher__rubric_reuse="per_epoch"), "expected 'teacher' and 'fresh'"),
     ("evolving", dict(evolving__active=0), "evolving.active=0; expected at least 1"),
 ])  # fmt: skip
 def test_settings_that_cannot_work_name_the_remedy(method, keys, names):

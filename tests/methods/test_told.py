@@ -208,7 +208,7 @@ def test_cripo_learns_from_a_group_without_contrast_if_a_criterion_is_unexplored
     assert not np.asarray(m.step_advantages([group()], [lost], 9).informative_PG).any()
 
 
-@pytest.mark.parametrize("name", ["rgsd", "rcsd", "cripo"])
+@pytest.mark.parametrize("name", ["rgsd", "rcsd", "cripo", "evolving"])
 def test_methods_that_share_a_criterion_refuse_a_rubric_for_each_rollout(name):
     with pytest.raises(UserError, match="expected 'group'"):
         method(name, ropd__rubric_per="pair")

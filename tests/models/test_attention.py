@@ -123,6 +123,14 @@ def test_attention_on_a_mesh_equals_one_device(impl):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["auto", *lib.KERNELS])
+def test_every_kernel_refuses_heads_that_do_not_divide_over_the_mesh(impl):
+    q, k, v, segments, _ = inputs(16, N=4, K=1)
+    words = r"num_heads=4, num_kv_heads=1: expected multiples of the mesh's tp=2; use a mesh with tp=1"
+    with jax.set_mesh(mesh_lib.make_mesh(2, 2, jax.devices()[:4])), pytest.raises(UserError, match=words):
+        jax.eval_shape(functools.partial(self_attention, impl=impl), q, k, v, segments)
+
+
 @pytest.mark.parametrize("window", [0, 100])
 @pytest.mark.parametrize("kernel", ["naive", "xla", "splash", "cudnn"])
 def test_queries_of_a_part_of_a_row_get_what_they_get_in_the_whole_row(kernel, window):

@@ -24,6 +24,7 @@ GEMMA2_2B = sized(2304, 8, 4, 9216, 256_000)
 LLAMA32_1B = sized(2048, 32, 8, 8192, 128_256)
 QWEN25_05B = sized(896, 14, 2, 4864, 151_936)
 SMOLLM2_135M = sized(576, 9, 3, 1536, 49_152)
+GEMMA3_1B = sized(1152, 4, 1, 6912, 262_144)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,49 @@ def test_error_names_every_size_that_does_not_fit_and_a_remedy_that_works():
 def test_a_mesh_of_some_of_the_devices_may_grow_to_all():
     with pytest.raises(UserError, match=r"K?num_kv_heads=2 does not divide over tp=4; .*: fsdp=4, tp=2; fsdp=8, tp=1"):
         mesh_lib.check_divides(TINY, mesh_lib.make_mesh(1, 4, jax.devices()[:4]))
+
+
+def test_one_key_value_head_is_not_split_and_the_error_says_so():
+    two_by_two = mesh_lib.make_mesh(2, 2, jax.devices()[:4])
+    words = r"mesh fsdp=2, tp=2: num_kv_heads=1 does not divide over tp=2; .*set --config.mesh.fsdp=8 .*mesh.tp=1$"
+    with pytest.raises(UserError, match=words):
+        mesh_lib.check_divides(GEMMA3_1B, two_by_two)
+    mesh_lib.check_heads(4, 1)  # without a mesh
+    with jax.set_mesh(two_by_two):
+        mesh_lib.check_heads(4, 2)
+        with pytest.raises(UserError, match=r"num_heads=4, num_kv_heads=1: expected multiples of .* tp=2; .* tp=1$"):
+            mesh_lib.check_heads(4, 1)
+    with jax.set_mesh(mesh_lib.make_mesh(1, 4, jax.devices()[:4])), pytest.raises(UserError, match=r"with tp=2$"):
+        mesh_lib.check_heads(4, 2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "role", "prefix"),
+    [
+        ({"tp": 2}, "update", ""),
+        ({"tp": 2}, "sample", ""),
+        ({"sample_fsdp": -1, "sample_tp": 2}, "update", ""),
+        ({"sample_fsdp": -1, "sample_tp": 2}, "sample", "sample_"),
+        ({"tp": 2, "update_tp": 1}, "update", "update_"),
+        ({"tp": 2, "update_tp": 1}, "sample", ""),
+    ],
+)
+def test_the_remedy_names_the_keys_that_set_the_mesh(sizes, role, prefix):
+    keys = mesh_lib.size_keys(section(**sizes), role)
+    assert keys == (f"mesh.{prefix}fsdp", f"mesh.{prefix}tp")
+    with pytest.raises(UserError, match=rf"set --config.mesh.{prefix}fsdp=8 --config.mesh.{prefix}tp=1$"):
+        mesh_lib.check_divides(GEMMA3_1B, mesh_lib.make_mesh(4, 2), keys=keys)
+
+
+def test_the_remedy_for_a_sampler_uses_all_devices_of_the_update():
+    update = mesh_lib.make_mesh(4, 1, jax.devices()[:4])
+    asked = mesh_lib.sampling_mesh(section(sample_fsdp=-1, sample_tp=2), update)
+    with pytest.raises(UserError) as error:
+        mesh_lib.check_divides(GEMMA3_1B, asked, keys=("mesh.sample_fsdp", "mesh.sample_tp"), all_devices=True)
+    found = dict(re.findall(r"--config.mesh.(sample_\w+)=(\d+)", str(error.value)))
+    assert found == {"sample_fsdp": "4", "sample_tp": "1"}
+    remedied = mesh_lib.sampling_mesh(section(**{key: int(size) for key, size in found.items()}), update)
+    mesh_lib.check_divides(GEMMA3_1B, remedied)
 
 
 def test_one_device_always_works():

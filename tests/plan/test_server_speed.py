@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import types
 
 import pytest
 
+from benchmarks import virtual_time
 from ropd_jax.cli import main as cli
 from ropd_jax.plan import server_speed
 from ropd_jax.plan.preflight import speed_line
@@ -39,19 +41,27 @@ class Slots:
         pass
 
 
+@pytest.fixture
+def measured(monkeypatch):
+    """`measure` in virtual time: the machine adds nothing to the seconds of the server."""
+    clock = types.SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
+    monkeypatch.setattr(server_speed, "time", clock)
+    return lambda client, timeout_s=10.0: virtual_time.run(measure(client, "openai", "m", timeout_s=timeout_s))
+
+
 @pytest.mark.parametrize(("slots", "found"), [(1, 1), (2, 2), (4, 4), (64, 4)])
-def test_slots_and_tokens_a_second_are_measured(slots, found):
-    speed = asyncio.run(measure(Slots(slots), "openai", "m", timeout_s=10.0))
+def test_slots_and_tokens_a_second_are_measured(slots, found, measured):
+    speed = measured(Slots(slots))
     assert speed.slots == found and speed.message == ""
-    assert speed.tokens_per_s == pytest.approx(640, rel=0.5)
+    assert speed.tokens_per_s == pytest.approx(640)
 
 
-def test_what_cannot_be_measured_is_unknown():
-    speed = asyncio.run(measure(Slots(1, Usage()), "openai", "m", timeout_s=10.0))
+def test_what_cannot_be_measured_is_unknown(measured):
+    speed = measured(Slots(1, Usage()))
     assert speed.tokens_per_s is None and speed.slots == 1
-    speed = asyncio.run(measure(Slots(1, error=TransientError("x", cause="rate_limited")), "o", "m", timeout_s=10.0))
+    speed = measured(Slots(1, error=TransientError("x", cause="rate_limited")))
     assert speed.tokens_per_s and speed.slots is None and speed.message == "rate_limited: x"
-    speed = asyncio.run(measure(Slots(1), "openai", "m", timeout_s=0.2))
+    speed = measured(Slots(1), timeout_s=0.2)
     assert speed.slots is None and "0.2 s" in speed.message
     assert "unknown" in speed_line(speed)
 

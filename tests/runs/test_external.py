@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
-from ropd_jax.sampling.external import RolloutServer, Settings
+from ropd_jax.sampling.external import RolloutServer
 from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.sampling.server_config import Settings
 from ropd_jax.train import train
 from ropd_jax.training.served import rollout_of
 from ropd_jax.training.setup import check_config

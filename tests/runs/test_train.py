@@ -316,8 +316,11 @@ def test_sft_and_control_run_on_the_same_loop(tmp_path):
 @pytest.fixture(scope="module")
 def divides(tmp_path_factory):
     """A checkpoint with the tiny student's tokenizer whose sizes divide over tp=2."""
-    path = tmp_path_factory.mktemp("divides")
-    cfg = dataclasses.replace(TINY, vocab_size=104, num_layers=2)
+    return saved(tmp_path_factory.mktemp("divides"))
+
+
+def saved(path, **sizes):
+    cfg = dataclasses.replace(TINY, vocab_size=104, num_layers=2, **sizes)
     save_hf(path, cfg, jax.device_get(transformer.init_params(cfg, 0)), eos_token_id=1)
     load_checkpoint("tiny").tokenizer.save(path)
     return path
@@ -346,6 +349,26 @@ def test_a_sampler_on_its_own_mesh_needs_its_own_weights(divides, tmp_path):
     sizes = dict(mesh__fsdp=2, mesh__sample_fsdp=1, mesh__sample_tp=2, sampling__copy_weights=False)
     with pytest.raises(UserError, match=r"copy_weights=False: the sampler's mesh \(fsdp=1 tp=2\) is not the update's"):
         train(tiny_config(student__checkpoint=str(divides), **sizes), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def one_head(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("one_head"), num_kv_heads=1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "remedy"),
+    [
+        (dict(mesh__fsdp=2, mesh__tp=2), "mesh.tp=1"),
+        (dict(mesh__fsdp=2, mesh__tp=2, mesh__update_fsdp=4, mesh__update_tp=1), "mesh.tp=1"),
+        (dict(mesh__fsdp=4, mesh__sample_fsdp=2, mesh__sample_tp=2), "mesh.sample_tp=1"),
+        (dict(mesh__update_fsdp=2, mesh__update_tp=2, mesh__sample_fsdp=4, mesh__sample_tp=1), "mesh.update_tp=1"),
+    ],
+)
+def test_one_key_value_head_over_two_devices_is_refused_with_the_key_to_change(sizes, remedy, one_head, tmp_path):
+    with pytest.raises(UserError, match=rf"num_kv_heads=1 does not divide over tp=2; .* --config.{remedy}$"):
+        train(tiny_config(student__checkpoint=str(one_head), **sizes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_hugging_face_directory_trains(tmp_path):

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from ropd_jax.sampling.external import RolloutServer, ServerConfig, Settings, check_rule
+from ropd_jax.sampling.external import RolloutServer
 from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.sampling.server_config import ServerConfig, Settings, check_rule
 from ropd_jax.teacher import ConfigurationError, OutageError
 from ropd_jax.types import UserError
 from tests.rollout_server import FakeVLLM, serving

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax.sampling import kernel
+from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.sampling import kernel, paged_attention
 from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling.kernel import Reads, page_sums
-from ropd_jax.sampling.pages import KV, Pages, Stored, View, exact_sums
+from ropd_jax.sampling.kv import KV, NOTHING, Pages, Stored, View
+from ropd_jax.sampling.paged_attention import exact_sums
 from ropd_jax.types import UserError
 from tests.helpers import TINY
 
@@ -45,11 +47,13 @@ def cache(places, dtype):
 
 
 def attend(places, dtype, platform, monkeypatch, window=None, softcap=0.0):
-    monkeypatch.setattr(paging, "platform", lambda: platform)
-    monkeypatch.setattr(paging, "PROMPT_BLOCKS", (4, 2))  # of 6 positions
+    monkeypatch.setattr(paged_attention, "platform", lambda: platform)
+    monkeypatch.setattr(paged_attention, "PROMPT_BLOCKS", (4, 2))  # of 6 positions
     prompt, pages, stage, view = cache(places, dtype)
     q_BNH, position_B, slot_B, window = queries(dtype, window)
-    o_BNH = paging.attend(q_BNH, prompt, pages, stage, view, position_B, slot_B, window, scale=0.0, softcap=softcap)
+    o_BNH = paged_attention.attend(
+        q_BNH, prompt, pages, stage, view, position_B, slot_B, window, scale=0.0, softcap=softcap
+    )
     return np.asarray(o_BNH, np.float32)
 
 
@@ -101,6 +105,15 @@ def test_sums_of_digits_are_exact_in_any_order_and_near_the_true_ones():
     assert (sums[3] == 0).all()
 
 
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_cache_refuses_heads_that_do_not_divide_over_the_mesh(paged):
+    one_head = dataclasses.replace(TINY, num_kv_heads=1)
+    sizes = dict(prompts=2, prompt_len=8, rows=2, pages=2, page=4, dtype="float32")
+    words = r"num_heads=4, num_kv_heads=1: expected multiples of the mesh's tp=2; use a mesh with tp=1"
+    with jax.set_mesh(mesh_lib.make_mesh(2, 2, jax.devices()[:4])), pytest.raises(UserError, match=words):
+        paging.make_cache(one_head, **sizes, paged=paged)
+
+
 # --------------------------------------------------------------------------------------- the kernel, interpreted
 
 
@@ -119,7 +132,7 @@ def through_kernel(places, dtype, monkeypatch, window=None, softcap=0.0):
     @jax.jit
     def run(q_BNH, prompt, pages, stage, view, window):
         args = q_BNH, prompt, pages, stage, view, position_B, slot_B, done_B, window
-        return paging.attend_paged(*args, scale=0.0, softcap=softcap, interpret=True)
+        return paged_attention.attend_paged(*args, scale=0.0, softcap=softcap, interpret=True)
 
     return np.asarray(run(q_BNH, prompt, pages, stage, view, window), np.float32)
 
@@ -153,7 +166,7 @@ def test_the_kernel_reads_int8_and_skips_rows_without_positions(monkeypatch):
     reads = Reads(jnp.asarray([[4, 1, 6], [9999, 0, 0], [2, 3, 9999]]), jnp.asarray([11, 0, 5]), None)
     run = jax.jit(lambda pages: page_sums(q_RKXH, pages, None, reads, scale=1.0, softcap=0.0, interpret=True))
     m_RKX, l_RKX, o_RKXH = map(np.asarray, run(Pages(k, v)))
-    assert (m_RKX[1] == paging.NOTHING).all() and not l_RKX[1].any() and not o_RKXH[1].any()
+    assert (m_RKX[1] == NOTHING).all() and not l_RKX[1].any() and not o_RKXH[1].any()
     for r, at, n in ((0, [4, 1, 6], 11), (2, [2, 3], 5)):
         whole = (np.asarray(x.x) * np.asarray(x.scale)[..., None] for x in (k, v))
         keys, values = (x[at].swapaxes(0, 1).reshape(K, -1, H)[:, :n] for x in whole)

@@ -13,6 +13,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling import engine as engine_lib
+from ropd_jax.sampling import paged_attention
 from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling import weights as weights_lib
 from ropd_jax.sampling.engine import EngineConfig, prefill, sample_groups
@@ -241,8 +242,8 @@ def test_without_a_second_copy_of_the_weights_the_rollouts_are_the_same(params, 
 def test_reading_in_blocks_as_on_a_tpu_gives_the_same_rollouts_whatever_moves(params, rollouts, dtype, monkeypatch):
     moved = []
     compact = Slots.compact
-    monkeypatch.setattr(paging, "platform", lambda: "tpu")
-    monkeypatch.setattr(paging, "block_of", lambda pages: 2)
+    monkeypatch.setattr(paged_attention, "platform", lambda: "tpu")
+    monkeypatch.setattr(paged_attention, "block_of", lambda pages: 2)
     monkeypatch.setattr(engine_lib, "MOVES", 2)
     monkeypatch.setattr(Slots, "compact", lambda self, *a: (moved.append(x := compact(self, *a)), x)[1])
     engine = dataclasses.replace(ENGINE, cache_dtype=dtype, stop=("no such text",))  # its own programs
@@ -305,7 +306,7 @@ def test_a_reserved_pool_has_no_less_room_after_rows_have_moved(params, rollouts
 @pytest.mark.parametrize("blocks", [False, True])
 def test_rollouts_that_make_room_begin_again_and_are_the_same(params, blocks, monkeypatch):
     if blocks:
-        monkeypatch.setattr(paging, "platform", lambda: "tpu")
+        monkeypatch.setattr(paged_attention, "platform", lambda: "tpu")
     engine = dataclasses.replace(ENGINE, stop=("no text",) if blocks else ())
     limits = [[12, 11, 12, 9]] * 7
     seen, made = [], Slots.__init__

@@ -21,7 +21,8 @@ from ropd_jax.teacher.build import reference_sources
 from ropd_jax.teacher.collect_references import fingerprint
 from ropd_jax.teacher.roles import templates
 from ropd_jax.teacher.scripted.client import ScriptedClient
-from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.limits import Limits
+from ropd_jax.teacher.traffic.retries import LimitedClient
 from ropd_jax.types import Message, Prompt
 
 N = 32  # groups of a step

@@ -137,7 +137,7 @@ def test_the_config_names_a_panel():
         config(panel=("a", {"model": "b", "provider": "openai", "base_url": "http://127.0.0.1:1/v1"}))
     )
     assert [(endpoint.provider, role.model) for endpoint, role in found] == [("scripted", "a"), ("openai", "b")]
-    assert [role.model for role in build_teacher(config(panel=("a", "b"), votes=1)).panel] == ["a", "b"]
+    assert [role.model for role in build_teacher(config(panel=("a", "b"), votes=1)).panel.members] == ["a", "b"]
     assert [role.model for _, role in panel_sources(config())] == ["scripted"]
     for panel, said in (
         (("a", "a"), "lists a verifier twice"),

@@ -1,4 +1,4 @@
-"""Real service behaviour: each row of `services` through the real SDKs, against one local server."""
+"""Real service behaviour: each row of `services.rows` through the real SDKs, against one local server."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from aiohttp import web
 from ropd_jax.teacher import ChatReply, ChatRequest, TeacherError, TransientError
 from ropd_jax.teacher.clients.gemini import GeminiClient
 from ropd_jax.teacher.clients.openai import OpenAIClient
-from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.limits import Limits
+from ropd_jax.teacher.traffic.retries import LimitedClient
 from ropd_jax.types import Message
-from tests.teacher.services import GROUPS, LIMIT, ROWS, Fails, Row, Says, api_of, meaning
+from tests.teacher.services.forms import LIMIT, Fails, Row, Says
+from tests.teacher.services.rows import GROUPS, ROWS, api_of, meaning
 
 BY_NAME = {row.name: row for row in ROWS}
 

@@ -12,14 +12,11 @@ server of `shown` has its own thread.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
 import os
 import pathlib
-import queue
 import shutil
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +25,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from ropd_jax.viewer import server
+from tests.loopback import on_own_thread
 
 EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = "no browser on the PATH; apt install chromium runs the tests of the viewer's page"
@@ -142,38 +140,9 @@ def shown(
             opened.close()
 
 
-@contextlib.contextmanager
-def serving(directory: pathlib.Path, **how: Any) -> Iterator[str]:
-    """The server of ``ropd view`` in a thread; yields its address."""
-    told: queue.Queue[Any] = queue.Queue()
-    loop = asyncio.new_event_loop()
-    done = asyncio.Event()
-
-    async def main() -> None:
-        async with server.running(directory, **how) as url:
-            told.put(url)
-            await done.wait()
-
-    def work() -> None:
-        try:
-            loop.run_until_complete(main())
-        except BaseException as error:
-            told.put(error)
-        finally:
-            loop.run_until_complete(loop.shutdown_default_executor())
-            loop.close()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        url = told.get(timeout=60)
-        if isinstance(url, BaseException):
-            raise url
-        yield url
-    finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(done.set)
-        thread.join()
+def serving(directory: pathlib.Path, **how: Any) -> contextlib.AbstractContextManager[str]:
+    """The server of ``ropd view`` on a thread of its own; gives its address."""
+    return on_own_thread(server.running(directory, **how))
 
 
 def _origin(url: str) -> str:

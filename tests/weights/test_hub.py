@@ -11,7 +11,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ import pytest
 from ropd_jax.types import UserError
 from ropd_jax.weights import hub, student
 from tests.helpers import read_weights
+from tests.loopback import http_serving
 
 TINY = pathlib.Path(student.__file__).parents[1] / "assets" / "quickstart_student"
 COMMIT, TOKEN = "c" * 40, "hf_secretsecretsecret"
@@ -114,15 +114,8 @@ def serving():
         "old/model.safetensors": b"",
     }
     Hub.asked = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with http_serving(Hub) as url:
+        yield url
 
 
 SCRIPT = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -9,7 +10,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -19,6 +19,33 @@ from ropd_jax.workdir import lock as lock_module
 from ropd_jax.workdir.lock import Holder, Lock, LockLost, locked
 
 QUICK = {"beat_s": 0.05, "stale_s": 0.4}
+
+
+class WaitedTime:
+    """The module ``time`` for `lock_module`, whose seconds pass only while this process sleeps.
+
+    So a lock is stale after as many reads of its record as on an idle machine, however long each takes, and no process
+    is late with its heartbeats.
+    """
+
+    strftime, gmtime = staticmethod(time.strftime), staticmethod(time.gmtime)
+
+    def __init__(self):
+        self.now_s, self.meanwhile = 0.0, lambda: None
+
+    def monotonic(self):
+        return self.now_s
+
+    def sleep(self, seconds):
+        self.now_s += seconds
+        time.sleep(0.001)
+        self.meanwhile()
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    monkeypatch.setattr(lock_module, "time", clock := WaitedTime())
+    return clock
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -85,11 +112,10 @@ def test_an_exception_releases_the_lock_and_what_was_there_before_stays(tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_process_that_is_gone_is_taken_over_at_once(directory, caplog):
+def test_a_process_that_is_gone_is_taken_over_at_once(directory, caplog, waited):
     put(directory, 3, **this_machine(**ended_process()))
-    begin = time.monotonic()
     with locked(directory), caplog.at_level("WARNING"):
-        assert time.monotonic() - begin < 5
+        assert waited.now_s == 0
         assert [pathlib.PurePath(name).name for name in records(directory)] == ["4.json"]
     assert "its process has ended" in caplog.text
 
@@ -113,25 +139,17 @@ def test_a_zombie_is_gone(directory):
     process.wait()
 
 
-def test_another_host_is_refused_as_soon_as_its_record_changes_and_taken_over_if_it_does_not(directory):
+def test_another_host_is_refused_as_soon_as_its_record_changes_and_taken_over_if_it_does_not(directory, waited):
     put(directory, 1)
-    over = threading.Event()
-
-    def beat():
-        n = 1
-        while not over.wait(0.05):
-            put(directory, 1, beat=(n := n + 1))
-
-    thread = threading.Thread(target=beat)
-    thread.start()
+    beats = itertools.count(2)
+    waited.meanwhile = lambda: put(directory, 1, beat=next(beats))
     with pytest.raises(UserError, match="pid 4711 on host tpu-3 has been running here since 2026-01-01 00:00:00 UTC"):
-        Lock(directory, **QUICK).acquire()
-    over.set()
-    thread.join()
-    begin = time.monotonic()
-    lock = Lock(directory, **QUICK)
+        Lock(directory).acquire()
+    assert waited.now_s <= lock_module.BEAT_S
+    waited.meanwhile, begin = lambda: None, waited.now_s
+    lock = Lock(directory)
     lock.acquire()
-    assert 0.4 <= time.monotonic() - begin < 3
+    assert 0 <= waited.now_s - begin - lock_module.STALE_S <= lock_module.BEAT_S
     lock.release()
 
 
@@ -141,19 +159,19 @@ def test_no_decision_reads_the_system_clock(directory, clock, monkeypatch):
     with locked(directory):
         monkeypatch.setattr(time, "time", lambda: now() + clock)
         with pytest.raises(UserError, match="has been running here"):
-            Lock(directory, **QUICK).acquire()
+            Lock(directory).acquire()
 
 
-def test_a_hung_process_of_this_machine_is_taken_over_and_stops_when_it_wakes_up(directory, caplog):
-    hung = Lock(directory, **QUICK)
+def test_a_hung_process_of_this_machine_is_taken_over_and_stops_when_it_wakes_up(directory, caplog, waited):
+    hung = Lock(directory)
     hung.acquire()
     hung.check()
     hung._over.set()  # no more heartbeats
     hung._thread.join()
     with pytest.raises(UserError, match="has been running here"):
-        Lock(directory, **QUICK).acquire()
-    time.sleep(0.5)
-    taker = Lock(directory, **QUICK)
+        Lock(directory).acquire()
+    waited.now_s += lock_module.STALE_S
+    taker = Lock(directory)
     taker.acquire()
     assert "no heartbeat for" in caplog.text
     with pytest.raises(LockLost, match=f"pid {os.getpid()} on host .* has taken over this directory"):
@@ -174,12 +192,14 @@ def test_a_record_that_was_removed_by_hand_is_a_lost_lock(directory):
             lock.check()
 
 
-def test_a_heartbeat_keeps_the_lock(directory):
-    holder = Lock(directory, **QUICK)
+def test_a_heartbeat_keeps_the_lock(directory, waited):
+    holder = Lock(directory, beat_s=0.01)
     holder.acquire()
-    time.sleep(0.6)
+    waited.now_s += lock_module.STALE_S
+    while all(record["at_s"] < waited.now_s for record in records(directory).values()):
+        time.sleep(0.01)
     with pytest.raises(UserError, match="has been running here"):
-        Lock(directory, **QUICK).acquire()
+        Lock(directory).acquire()
     holder.check()
     holder.release()
 
@@ -194,16 +214,17 @@ def test_an_unreadable_record_is_taken_over_when_it_does_not_change(tmp_path, re
     lock.release()
 
 
-def _compete(directory, number, won):
-    lock = Lock(directory, **QUICK)
+def _compete(directory, ended, all_have_ended):
+    lock_module.time = WaitedTime()
+    lock = Lock(directory)
     try:
         lock.acquire()
-    except UserError:
+    except UserError as refused:
+        ended.put(str(refused))
         return
-    won.put(number)
-    time.sleep(1.0)
+    ended.put("")
+    all_have_ended.wait()  # a process that comes late finds the lock held
     lock.check()
-    won.put(number)
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -211,15 +232,16 @@ def test_of_several_processes_that_start_at_once_exactly_one_gets_the_lock(tmp_p
     if stale:
         put(str(tmp_path), 1)
     context = multiprocessing.get_context("forkserver")  # other tests have started threads here
-    won = context.Queue()
-    processes = [context.Process(target=_compete, args=(str(tmp_path), i, won)) for i in range(6)]
+    ended, all_have_ended = context.Queue(), context.Event()
+    processes = [context.Process(target=_compete, args=(str(tmp_path), ended, all_have_ended)) for _ in range(6)]
     for process in processes:
         process.start()
+    messages = sorted(ended.get(timeout=240) for _ in processes)
+    all_have_ended.set()
     for process in processes:
         process.join()
     assert [p.exitcode for p in processes] == [0] * 6
-    winners = [won.get(timeout=5), won.get(timeout=5)]
-    assert winners[0] == winners[1] and won.empty()
+    assert messages[0] == "" and all("has been running here since" in message for message in messages[1:])
 
 
 def test_a_disk_without_hard_links_works_too(tmp_path, monkeypatch):

@@ -183,6 +183,64 @@ def test_replies_that_only_this_machine_has_are_kept_and_uploaded(url):
     again.close()
 
 
+def answers(place):
+    return {path.name: path.read_text() for path in (place.files / "rollouts").glob("*")}
+
+
+def test_answers_of_a_rollout_server_are_uploaded_and_are_there_on_another_machine(url, tmp_path):
+    place = started(url)
+    (place.files / "rollouts").mkdir()
+    for step, text in ((6, "a"), (7, "bc")):
+        (place.files / "rollouts" / f"step_{step:06d}.jsonl.gz").write_text(text)
+        place.upload()
+    new_machine(place, tmp_path)
+    again = Place(url)
+    again.fetch()
+    assert answers(again) == {"step_000006.jsonl.gz": "a", "step_000007.jsonl.gz": "bc"}
+    (again.files / "rollouts" / "step_000006.jsonl.gz").unlink()  # a checkpoint has made it unnecessary
+    again.upload()
+    assert set(buckets.listing(f"{url}/rollouts")) == {"step_000007.jsonl.gz"}
+    assert buckets.listing(url).keys() == {"config.json", "rollouts"}
+    again.close()
+
+
+def test_answers_that_only_this_machine_has_are_kept_if_they_continue_those_in_the_bucket(url):
+    place = started(url)
+    place.upload()
+    (place.files / "rollouts").mkdir()
+    (place.files / "rollouts" / "step_000005.jsonl.gz").write_text("a")  # the first step after a checkpoint
+    place.close()
+    again = Place(url)
+    again.fetch()
+    assert answers(again) == {"step_000005.jsonl.gz": "a"}
+    again.upload()
+    (again.files / "rollouts" / "step_000005.jsonl.gz").write_text("ab")  # killed after more of this step and the next
+    (again.files / "rollouts" / "step_000006.jsonl.gz").write_text("c")
+    again.close()
+    last = Place(url)
+    last.fetch()
+    assert answers(last) == {"step_000005.jsonl.gz": "ab", "step_000006.jsonl.gz": "c"}
+    last.upload()
+    assert buckets.prepare(url).cat_file(f"{url}/rollouts/step_000005.jsonl.gz") == b"ab"
+    last.close()
+
+
+def test_answers_of_a_machine_that_was_replaced_do_not_come_back(url):
+    place = started(url)
+    place.upload()
+    (place.files / "rollouts").mkdir()
+    for step, text in ((4, "old"), (6, "mine"), (8, "mine")):
+        (place.files / "rollouts" / f"step_{step:06d}.jsonl.gz").write_text(text)
+    place.close()
+    fs = buckets.prepare(url)
+    for step in (6, 7):  # what the other machine has sampled
+        fs.pipe_file(f"{url}/rollouts/step_{step:06d}.jsonl.gz", b"theirs")
+    again = Place(url)
+    again.fetch()
+    assert answers(again) == {"step_000006.jsonl.gz": "theirs", "step_000007.jsonl.gz": "theirs"}
+    again.close()
+
+
 def test_of_the_spending_the_larger_number_is_kept_and_what_is_taken_over_is_deleted(url):
     place = started(url)
     (place.files / "spent.json").write_text(json.dumps({"verify": {"calls": 5, "usd": 1.0}}))

@@ -4,7 +4,6 @@ import asyncio
 import http.server
 import json
 import re
-import threading
 from typing import ClassVar
 
 import pytest
@@ -22,6 +21,7 @@ from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt
 from tests.helpers import local_data
+from tests.loopback import http_serving
 from tests.teacher.helpers import bound, content_of
 
 WORKED = [("a", 7.0, ("axis:x",)), ("b", 5.0, ("axis:x",)), ("c", 10.0, ("axis:y",)), ("d", -6.0, ("axis:z",))]
@@ -194,25 +194,17 @@ def test_the_command_asks_a_server_once_and_pins_the_judge(tmp_path, capsys):
              "example_tags": ["theme:t"]} for n in range(3)]  # fmt: skip
     (tmp_path / "healthbench.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": r["prompt_id"], "response": "x"}) + "\n" for r in rows))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Completions)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    (tmp_path / "out").mkdir()
+    with http_serving(Completions) as url:
         command = [
             "grade", "--benchmark=healthbench", f"--answers={tmp_path / 'a.jsonl'}", f"--data={tmp_path}",
             f"--out={tmp_path / 'out' / 'r.json'}", "--config.teacher.provider=openai",
-            f"--config.teacher.base_url=http://127.0.0.1:{server.server_port}/v1",
-            "--config.teacher.verifier.model=judge-2026-01-01",
+            f"--config.teacher.base_url={url}/v1", "--config.teacher.verifier.model=judge-2026-01-01",
         ]  # fmt: skip
-        (tmp_path / "out").mkdir()
         assert main(command) == 0
         assert len(Completions.asked) == 6
         assert main(command) == 0  # from the tape
         assert len(Completions.asked) == 6
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     result = json.loads((tmp_path / "out" / "r.json").read_text())
     assert result["value"]["value"] == pytest.approx(0.4) == result["tags"]["axis:a"]["value"]
     assert result["grader"]["model"] == "judge-2026-01-01" and result["grader"]["provider"] == "openai"

@@ -44,11 +44,11 @@ def test_only_the_last_balanced_box_is_the_answer(text, want):
 
 
 def test_a_wall_of_boxes_costs_no_time():
-    begin = time.monotonic()
+    begin = time.process_time()
     assert last_box("\\boxed{" * 50_000) == (-1, None)
     assert last_box("\\boxed{" * 50_000 + "}" * 50_000)[0] == 0
     assert boxed("{" * 200_000 + r"\boxed{5}") == "5"
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize(

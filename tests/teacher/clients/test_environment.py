@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ropd_jax.teacher import ChatRequest, ConfigurationError, TransientError, make_client
 from ropd_jax.types import Message, UserError
-from tests.teacher.services import completion, generated
+from tests.teacher.services.forms import completion, generated
 
 PROVIDERS = ["openai", "gemini"]
 ELSEWHERE = "http://teacher.invalid:8000/v1"

@@ -289,9 +289,9 @@ def test_a_long_criterion_is_read_fast():
         "比",
     )
     texts = [part * (30_000 // len(part)) for part in parts]
-    start = time.perf_counter()
+    start = time.process_time()
     screen(rubric(*texts), "the student's " * 2_000)
-    assert time.perf_counter() - start < 10  # measured: 1.2 s
+    assert time.process_time() - start < 10  # measured: 1.2 s
 
 
 def test_every_reason_has_a_sentence():

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import schedule, virtual_time
 from benchmarks.teacher import chains_of, latencies, makespans, ours
-from ropd_jax.teacher.traffic.retries import Limits
+from ropd_jax.teacher.traffic.limits import Limits
 
 
 def test_the_bounds_of_a_step_that_can_be_worked_out_by_hand():

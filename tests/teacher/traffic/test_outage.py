@@ -24,7 +24,8 @@ from ropd_jax.teacher import (
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.traffic import outage
-from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.limits import Limits
+from ropd_jax.teacher.traffic.retries import LimitedClient
 from ropd_jax.types import Message
 
 

@@ -27,7 +27,8 @@ from ropd_jax.teacher import (
     Usage,
     at_step,
 )
-from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.limits import Limits
+from ropd_jax.teacher.traffic.retries import LimitedClient
 from ropd_jax.types import Message
 
 REQUEST = ChatRequest("verify", (Message("user", "x"),), "m")

@@ -10,7 +10,8 @@ import pytest
 from benchmarks import small_server, virtual_time
 from ropd_jax.teacher import ChatReply, ChatRequest, TransientError, TruncatedError
 from ropd_jax.teacher.traffic.admission import AdaptiveLimit, Pace
-from ropd_jax.teacher.traffic.retries import MOST_TIME, LimitedClient, Limits
+from ropd_jax.teacher.traffic.limits import Limits
+from ropd_jax.teacher.traffic.retries import MOST_TIME, LimitedClient
 from ropd_jax.types import Message
 
 

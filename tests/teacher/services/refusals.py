@@ -1,355 +1,33 @@
-"""How services actually answer: one row per behaviour, modelled on public reports.
-
-    Row("openrouter-429-inside-200", "OpenRouter", "200 with an error instead of choices", "BerriAI/litellm#8448",
-        Answer({"error": {"message": "Provider returned error", "code": 429}}), Fails(TransientError, "rate_limited"))
-
-``test_services.py`` sends each row's answers through the real SDKs. The documentation of the providers lists the rows
-by service. ``thread`` is a public report of the behaviour, "" if the form was tested or is documented by the service.
-"""
+"""Refusals, prompts over the context, and traffic: replies with another status than 200."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from typing import Any
 
 from ropd_jax.teacher import (
     BlockedError,
     ConfigurationError,
     ContextError,
-    MalformedError,
     RequestError,
-    TeacherError,
     TransientError,
     TruncatedError,
-    Usage,
 )
-
-LIMIT = 4096  # max_output_tokens of every request
-NO_USAGE = Usage()
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """One answer of a server. ``body`` is JSON unless it is text or bytes; ``cut`` closes the connection within it."""
-
-    body: Any
-    status: int = 200
-    headers: dict[str, str] = dataclasses.field(default_factory=dict)
-    cut: bool = False
-
-    @property
-    def data(self) -> bytes:
-        if isinstance(self.body, bytes):
-            return self.body
-        return (self.body if isinstance(self.body, str) else json.dumps(self.body)).encode()
-
-
-@dataclasses.dataclass(frozen=True)
-class Says:
-    """A reply with this text and these tokens."""
-
-    text: str = "four"
-    usage: Usage | None = None  # None: not checked
-
-
-@dataclasses.dataclass(frozen=True)
-class Fails:
-    """A failure of this type and cause.
-
-    Attributes:
-        says: a part of the message, so that the server's own message reaches the user.
-        wait: ``retry_after`` in seconds.
-        room: the ``max_output_tokens`` that would have fitted.
-        usage: tokens that are billed anyway; None: not checked.
-    """
-
-    type: type[TeacherError]
-    cause: str
-    says: str = ""
-    wait: float | None = None
-    room: int | None = None
-    usage: Usage | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One behaviour.
-
-    Attributes:
-        name: unique.
-        service: the service for which it was reported.
-        what: the behaviour, in a few words.
-        thread: ``owner/repository#number`` of a public report.
-        answers: the server's answers, in order; the last one is repeated.
-        outcome: the outcome of the first answer.
-        limits: ``max_output_tokens`` of each request, if two attempts are allowed; None means one request, or two for a
-            transient failure.
-        last: the outcome of all attempts; None means that of the first answer.
-    """
-
-    name: str
-    service: str
-    what: str
-    thread: str
-    answers: Answer | tuple[Answer, ...]
-    outcome: Says | Fails
-    limits: tuple[int, ...] | None = None
-    last: Says | Fails | None = None
-
-    @property
-    def sent(self) -> tuple[Answer, ...]:
-        return self.answers if isinstance(self.answers, tuple) else (self.answers,)
-
-    @property
-    def requests(self) -> tuple[int, ...]:
-        """``max_output_tokens`` of each request, with two attempts."""
-        if self.limits is not None:
-            return self.limits
-        again = isinstance(self.outcome, Fails) and self.outcome.type is TransientError
-        return (LIMIT,) * (2 if again else 1)
-
-
-def completion(text: Any = "four", reason: Any = "stop", *, usage: Any = None, **more: Any) -> dict:
-    """A chat completion in OpenAI's format; ``more`` has keys of its choice."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-    return {"id": "1", "object": "chat.completion", "model": "m", "choices": [choice | more], "usage": usage}
-
-
-def generated(text: str | None = "four", reason: str = "STOP", *, usage: Any = None, **more: Any) -> dict:
-    """A reply in Gemini's format; ``more`` has keys of the body."""
-    candidate: dict = {"finishReason": reason, "index": 0}
-    if text is not None:
-        candidate["content"] = {"role": "model", "parts": [{"text": text}]}
-    return {"candidates": [candidate], "modelVersion": "m"} | ({} if usage is None else {"usageMetadata": usage}) | more
-
-
-def failed(status: int, message: str, headers: dict[str, str] | None = None, **more: Any) -> Answer:
-    """``{"error": {"message": ...}}`` with a status."""
-    return Answer({"error": {"message": message} | more}, status, headers or {})
-
-
-def google(status: int, name: str, message: str, *details: dict) -> Answer:
-    """Google's form of an error."""
-    error = {"code": status, "message": message, "status": name}
-    return Answer({"error": error | ({"details": list(details)} if details else {})}, status)
-
-
-def _info(kind: str, **keys: Any) -> dict:
-    return {"@type": f"type.googleapis.com/google.rpc.{kind}"} | keys
-
-
-FINE = Answer(completion())
-MADE = Answer(generated())
-BUSY = "rate_limited"
-NO_KEY = "unauthorized"
-NO_CREDIT = "insufficient_quota"
-
-# ------------------------------------------------------------------------------------------------ usage
-
-USAGE = [
-    Row("xai-reasoning-outside", "xAI", "reasoning tokens are in the total only", "vercel/ai#12425",
-        Answer(completion(usage={"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 399,
-                                 "completion_tokens_details": {"reasoning_tokens": 386}})),
-        Says(usage=Usage(12, 387, 386))),
-    Row("xai-reasoning-no-total", "xAI", "more reasoning than completion tokens and no total",
-        "UKGovernmentBEIS/inspect_ai#5528",
-        Answer(completion(usage={"prompt_tokens": 32, "completion_tokens": 9,
-                                 "completion_tokens_details": {"reasoning_tokens": 94}})),
-        Says(usage=Usage(32, 103, 94))),
-    Row("gateway-completion-zero", "CLIProxyAPI", "completion_tokens 0 although the model thought",
-        "router-for-me/CLIProxyAPI#5733",
-        Answer(completion(usage={"prompt_tokens": 21, "completion_tokens": 0, "total_tokens": 81,
-                                 "completion_tokens_details": {"reasoning_tokens": 60}})),
-        Says(usage=Usage(21, 60, 60))),
-    Row("openai-reasoning-inside", "OpenAI", "reasoning tokens are a part of completion_tokens", "",
-        Answer(completion(usage={"prompt_tokens": 10, "completion_tokens": 70, "total_tokens": 80,
-                                 "completion_tokens_details": {"reasoning_tokens": 60}})),
-        Says(usage=Usage(10, 70, 60))),
-    Row("clarifai-total-only", "Clarifai", "thinking is in the total only, without details",
-        "Clarifai/clarifai-python#978",
-        Answer(completion(usage={"prompt_tokens": 20, "completion_tokens": 424, "total_tokens": 1016})),
-        Says(usage=Usage(20, 996))),
-    Row("deepseek-cache-hit", "DeepSeek", "cached tokens as prompt_cache_hit_tokens", "langchain-ai/langchain#39668",
-        Answer(completion(usage={"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105,
-                                 "prompt_cache_hit_tokens": 80, "prompt_cache_miss_tokens": 20})),
-        Says(usage=Usage(100, 5, None, 80))),
-    Row("moonshot-cached", "Moonshot", "cached_tokens at the top of the usage", "",
-        Answer(completion(usage={"prompt_tokens": 50, "completion_tokens": 5, "cached_tokens": 40})),
-        Says(usage=Usage(50, 5, None, 40))),
-    Row("gateway-input-output", "gateways to Anthropic", "input_tokens and output_tokens", "",
-        Answer(completion(usage={"input_tokens": 7, "output_tokens": 3})), Says(usage=Usage(7, 3))),
-    Row("bifrost-null-usage", "OpenRouter", "counts of null and a total of 0", "maximhq/bifrost#5425",
-        Answer(completion(usage={"prompt_tokens": None, "completion_tokens": None, "total_tokens": 0})),
-        Says(usage=NO_USAGE)),
-    Row("zero-usage", "gateways", "every count is 0, so the server does not count", "",
-        Answer(completion(usage={"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})),
-        Says(usage=NO_USAGE)),
-    Row("no-usage", "small servers", "no usage at all", "", FINE, Says(usage=NO_USAGE)),
-    Row("gemini-thoughts-apart", "Gemini", "thoughts apart from the candidates", "Wei-Shaw/sub2api#554",
-        Answer(generated(usage={"promptTokenCount": 55021, "candidatesTokenCount": 923, "totalTokenCount": 56729,
-                                "thoughtsTokenCount": 785})),
-        Says(usage=Usage(55021, 1708, 785))),
-    Row("gemini-thoughts-inside", "Gemini", "candidates that include the thoughts: the total decides",
-        "simonw/llm-gemini#75",
-        Answer(generated(usage={"promptTokenCount": 10, "candidatesTokenCount": 100, "thoughtsTokenCount": 60,
-                                "totalTokenCount": 110})),
-        Says(usage=Usage(10, 100, 60))),
-    Row("gemini-zero-left-out", "Gemini", "a count of 0 is left out", "pydantic/pydantic-ai#4102",
-        Answer(generated("", usage={"promptTokenCount": 11280, "totalTokenCount": 11280})),
-        Says("", Usage(11280, 0))),
-    Row("gemini-blocked-prompt-usage", "Gemini", "a blocked prompt has no output, and says only its input", "",
-        Answer({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {"promptTokenCount": 90}}),
-        Fails(BlockedError, "blocked", "PROHIBITED_CONTENT", usage=Usage(90, 0))),
-    Row("gemini-only-thought", "Gemini", "the whole limit was used for thinking", "BerriAI/litellm#36881",
-        Answer(generated(None, "MAX_TOKENS", usage={"promptTokenCount": 9, "thoughtsTokenCount": 4096,
-                                                    "totalTokenCount": 4105})),
-        Fails(TruncatedError, "truncated", usage=Usage(9, 4096, 4096)), limits=(LIMIT, 2 * LIMIT)),
-    Row("gemini-no-usage", "Gemini", "no usageMetadata", "", MADE, Says(usage=NO_USAGE)),
-]  # fmt: skip
-
-# ------------------------------------------------------------------------------------------------ finish reasons
-
-FINISH = [
-    Row("finish-end-turn", "xAI", "finish_reason end_turn is an end", "zeitlings/ayai-gpt-nexus#2",
-        Answer(completion(reason="end_turn")), Says()),
-    Row("finish-eos", "Together", "finish_reason eos is an end", "togethercomputer/together-python#153",
-        Answer(completion(reason="eos")), Says()),
-    Row("finish-absent", "gateways", "finish_reason null", "QuantumNous/new-api#696",
-        Answer(completion(reason=None)), Says()),
-    Row("finish-capital", "gateways to Gemini", "finish_reason STOP in capitals", "",
-        Answer(completion(reason="STOP")), Says()),
-    Row("finish-abort", "vLLM", "200 with finish_reason abort: the engine stopped", "vllm-project/vllm#57082",
-        (Answer(completion("fo", "abort")), FINE), Fails(TransientError, "unfinished", "abort"), last=Says()),
-    Row("finish-abort-sglang", "SGLang", "200 with finish_reason abort: another instance died",
-        "sgl-project/sglang#6693",
-        Answer(completion("", "abort")), Fails(TransientError, "unfinished")),
-    Row("finish-error", "OpenRouter", "finish_reason error: the provider died within the reply",
-        "gethouston/houston#1211",
-        (Answer(completion("fo", "error")), FINE), Fails(TransientError, "server_error"), last=Says()),
-    Row("finish-error-object", "OpenRouter", "an error next to what was generated so far", "genkit-ai/genkit#6259",
-        Answer(completion("fo", "error", error={"code": 429, "message": "upstream is rate limited"})),
-        Fails(TransientError, BUSY, "upstream is rate limited")),
-    Row("finish-error-finish", "Bedrock relays", "finish_reason error_finish with the throttling as the text",
-        "ranxianglei/billion-context-pi#169",
-        Answer(completion("Too many tokens, please wait before trying again.", "error_finish")),
-        Fails(TransientError, "unfinished")),
-    Row("finish-no-resource", "DeepSeek", "finish_reason insufficient_system_resource", "genkit-ai/genkit#6259",
-        (Answer(completion("fo", "insufficient_system_resource")), FINE), Fails(TransientError, "unavailable"),
-        last=Says()),
-    Row("finish-tool-calls", "OpenAI", "tool_calls without a tool", "yenche123/liubai#26",
-        Answer(completion(None, "tool_calls")), Fails(TransientError, "unfinished", "tool_calls")),
-    Row("finish-length", "OpenAI", "finish_reason length", "",
-        (Answer(completion("fo", "length", usage={"prompt_tokens": 5, "completion_tokens": 4096})), FINE),
-        Fails(TruncatedError, "truncated", usage=Usage(5, 4096)), limits=(LIMIT, 2 * LIMIT), last=Says()),
-    Row("finish-model-length", "Mistral", "finish_reason model_length", "",
-        (Answer(completion("fo", "model_length")), FINE), Fails(TruncatedError, "truncated"),
-        limits=(LIMIT, 2 * LIMIT), last=Says()),
-    Row("finish-context", "Zhipu", "finish_reason model_context_window_exceeded", "genkit-ai/genkit#6259",
-        Answer(completion("fo", "model_context_window_exceeded")), Fails(ContextError, "context")),
-    Row("finish-sensitive", "Zhipu", "finish_reason sensitive is a content filter", "anomalyco/opencode#44092",
-        Answer(completion("", "sensitive")), Fails(BlockedError, "blocked")),
-    Row("finish-filter", "Azure", "finish_reason content_filter", "",
-        Answer(completion("", "content_filter")), Fails(BlockedError, "blocked")),
-    Row("finish-refusal", "OpenAI", "a refusal instead of content", "",
-        Answer(completion(None, message={"role": "assistant", "content": None, "refusal": "No."})),
-        Fails(BlockedError, "refused", "No.")),
-    Row("gemini-other", "Gemini", "finishReason OTHER", "epam/ai-dial-adapter-vertexai#162",
-        (Answer(generated(None, "OTHER")), MADE), Fails(TransientError, "unfinished", "OTHER"), last=Says()),
-    Row("gemini-malformed-call", "Gemini", "finishReason MALFORMED_FUNCTION_CALL without a tool",
-        "BerriAI/litellm#40477",
-        (Answer(generated(None, "MALFORMED_FUNCTION_CALL")), MADE), Fails(TransientError, "unfinished"), last=Says()),
-    Row("gemini-recitation", "Gemini", "finishReason RECITATION", "",
-        Answer(generated(None, "RECITATION")), Fails(BlockedError, "blocked", "RECITATION")),
-    Row("gemini-stop-empty", "Gemini", "STOP without parts: an empty reply, which its role asks for again",
-        "google-gemini/deprecated-generative-ai-python#744",
-        Answer(generated(None, "STOP")), Says("")),
-]  # fmt: skip
-
-# ------------------------------------------------------------------------------------ 200 that is no reply
-
-NO_REPLY = [
-    Row("inside-429", "OpenRouter", "200 with an error instead of choices", "BerriAI/litellm#8448",
-        (Answer({"error": {"message": "Provider returned error", "code": 429,
-                           "metadata": {"raw": "m is temporarily rate-limited upstream", "provider_name": "P"}}}),
-         FINE),
-        Fails(TransientError, BUSY, "200 (which means 429) for model 'inside-429': Provider returned error: m is "),
-        last=Says()),
-    Row("inside-502", "OpenRouter", "200 with the error of a provider behind it", "Aider-AI/aider#3550",
-        Answer({"error": {"message": "Internal Server Error", "code": 502}, "choices": None}),
-        Fails(TransientError, "server_error", "Internal Server Error")),
-    Row("inside-next-to-empty", "OpenRouter", "an error next to a choice without content", "BerriAI/litellm#8448",
-        Answer(completion(None) | {"error": {"message": "Provider returned error", "code": 429}}),
-        Fails(TransientError, BUSY)),
-    Row("inside-401", "gateways", "200 with a refused key inside", "spring-projects/spring-ai#6908",
-        Answer({"error": {"message": "No auth credentials found", "code": 401}}),
-        Fails(ConfigurationError, NO_KEY, "No auth credentials found")),
-    Row("inside-type", "gateways to Anthropic", "200 whose error has a type and no number", "",
-        Answer({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}),
-        Fails(TransientError, "overloaded")),
-    Row("inside-unknown", "gateways", "200 with an error of unknown kind", "spring-projects/spring-ai#6908",
-        Answer({"error": {"message": "something went wrong"}}),
-        Fails(TransientError, "server_error", "something went wrong")),
-    Row("inside-text-busy", "gateways", "200 with an error that is only words: busy", "",
-        Answer({"error": "Rate limit exceeded, please retry in 5 seconds"}), Fails(TransientError, BUSY, wait=5.0)),
-    Row("inside-text-key", "gateways", "200 with an error that is only words: a wrong key", "",
-        Answer({"error": "Invalid API key provided"}), Fails(ConfigurationError, NO_KEY)),
-    Row("inside-vllm-form", "vLLM", "200 with the error's keys at the top", "",
-        Answer({"object": "error", "message": "bad seed", "type": "BadRequestError", "code": 400}),
-        Fails(RequestError, "bad_request", "bad seed")),
-    Row("inside-minimax", "MiniMax", "200 with base_resp", "",
-        Answer({"choices": None, "base_resp": {"status_code": 1002, "status_msg": "rate limit exceeded(RPM)"}}),
-        Fails(TransientError, BUSY)),
-    Row("inside-minimax-balance", "MiniMax", "200 with base_resp about the balance", "",
-        Answer({"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}),
-        Fails(ConfigurationError, NO_CREDIT)),
-    Row("inside-empty", "gateways", "an empty error next to a whole reply", "",
-        Answer(completion() | {"error": {"code": None, "message": ""}}), Says()),
-    Row("inside-context", "llama.cpp", "200 with an overflow inside", "oobabooga/textgen#7257",
-        Answer({"error": {"code": 400, "message": "the request exceeds the available context size. try increasing the "
-                          "context size or enable context shift", "type": "exceed_context_size_error",
-                          "n_prompt_tokens": 14429, "n_ctx": 8192}}),
-        Fails(ContextError, "context", "exceeds the available context size")),
-    Row("inside-moderation", "gateways", "200 with a content filter inside", "",
-        Answer({"error": {"code": "content_filter", "message": "blocked"}}), Fails(BlockedError, "blocked")),
-    Row("lmstudio-path", "LM Studio", "200 for a path that it does not have (/v1 is missing)",
-        "lmstudio-ai/lmstudio-bug-tracker#618",
-        Answer({"error": "Unexpected endpoint or method. (POST /chat/completions)"}),
-        Fails(ConfigurationError, "not_found", "teacher.base_url")),
-    Row("choices-null", "9Router", "200 with choices null: the provider is exhausted", "decolua/9router#2727",
-        (Answer({"id": None, "choices": None, "object": None}), FINE), Fails(TransientError, "no_choices"),
-        last=Says()),
-    Row("choices-empty", "Azure", "200 with no choices", "",
-        Answer({"id": "1", "object": "chat.completion", "choices": [], "model": "m"}),
-        Fails(TransientError, "no_choices")),
-    Row("empty-lines", "DeepSeek", "200 with empty lines only: high load", "deepseek-ai/DeepSeek-V3#606",
-        (Answer("\n\n\n\n"), FINE), Fails(TransientError, "empty_body"), last=Says()),
-    Row("lines-before", "DeepSeek", "empty lines before the reply, which keep the connection open",
-        "bespokelabsai/curator#463", Answer("\n\n\n\n" + json.dumps(completion())), Says()),
-    Row("byte-order-mark", "gateways", "a byte order mark before the reply", "",
-        Answer(b"\xef\xbb\xbf" + json.dumps(completion()).encode()), Says()),
-    Row("cut-json", "gateways", "half a JSON body", "",
-        (Answer(json.dumps(completion())[:70]), FINE), Fails(TransientError, "cut_off"), last=Says()),
-    Row("cut-connection", "vLLM", "the connection ends within the body", "openai/openai-python#2065",
-        (Answer(completion(), cut=True), FINE), Fails(TransientError, "connection"), last=Says()),
-    Row("web-page", "proxies", "a page to log in", "",
-        Answer("<html><body>Please log in</body></html>"), Fails(TransientError, "web_page", "teacher.base_url")),
-    Row("gemini-inside", "Gemini", "200 with an error inside", "",
-        (Answer({"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}}), MADE),
-        Fails(TransientError, "unavailable", "overloaded"), last=Says()),
-    Row("gemini-no-candidates", "Gemini", "200 without candidates", "ShishirPatil/gorilla#809",
-        (Answer({"usageMetadata": {"promptTokenCount": 4, "totalTokenCount": 4}, "modelVersion": "m"}), MADE),
-        Fails(TransientError, "no_candidates", usage=Usage(4, 0)), last=Says()),
-    Row("gemini-empty-feedback", "Gemini", "200 with ratings only, no reason for a block", "songquanpeng/one-api#1718",
-        Answer({"promptFeedback": {"safetyRatings": []}, "candidates": []}), Fails(TransientError, "no_candidates")),
-    Row("gemini-cut-json", "Gemini", "half a JSON body", "",
-        (Answer(json.dumps(generated())[:60]), MADE), Fails(TransientError, "cut_off"), last=Says()),
-    Row("gemini-cut-connection", "Gemini", "the connection ends within the body", "",
-        (Answer(generated(), cut=True), MADE), Fails(TransientError, "connection"), last=Says()),
-    Row("gemini-empty-body", "Gemini", "200 with an empty body", "",
-        (Answer(""), MADE), Fails(TransientError, "empty_body"), last=Says()),
-    Row("gemini-other-form", "Gemini", "JSON of another form", "", Answer([1]), Fails(MalformedError, "malformed")),
-]  # fmt: skip
+from tests.teacher.services.forms import (
+    BUSY,
+    FINE,
+    LIMIT,
+    MADE,
+    NO_CREDIT,
+    NO_KEY,
+    Answer,
+    Fails,
+    Row,
+    Says,
+    completion,
+    failed,
+    google,
+    info,
+)
 
 # ------------------------------------------------------------------------- content filters, keys, credit, regions
 
@@ -401,7 +79,7 @@ REFUSED = [
         Fails(ConfigurationError, "region")),
     Row("gemini-expired-key", "Gemini", "400 API key expired", "plainbook-ai/plainbook#25",
         google(400, "INVALID_ARGUMENT", "API key expired. Please renew the API key.",
-               _info("ErrorInfo", reason="API_KEY_INVALID")),
+               info("ErrorInfo", reason="API_KEY_INVALID")),
         Fails(ConfigurationError, NO_KEY)),
     Row("gemini-invalid-key", "Gemini", "400 API key not valid", "google-gemini/gemini-cli#4690",
         google(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key."),
@@ -418,14 +96,14 @@ REFUSED = [
         "RooCodeInc/Roo-Code#3883",
         (google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing "
                                            "details.",
-                _info("QuotaFailure", violations=[{"quotaId": "GenerateContentInputTokensPerModelPerMinute-FreeTier"}]),
-                _info("RetryInfo", retryDelay="26s")), MADE),
+                info("QuotaFailure", violations=[{"quotaId": "GenerateContentInputTokensPerModelPerMinute-FreeTier"}]),
+                info("RetryInfo", retryDelay="26s")), MADE),
         Fails(TransientError, BUSY, wait=26.0), last=Says()),
     Row("gemini-quota-day", "Gemini", "429 about a day", "glidea/one-balance#12",
         google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing "
                                           "details.",
-               _info("QuotaFailure", violations=[{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]),
-               _info("RetryInfo", retryDelay="40s")),
+               info("QuotaFailure", violations=[{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]),
+               info("RetryInfo", retryDelay="40s")),
         Fails(ConfigurationError, NO_CREDIT)),
     Row("gemini-quota-plain", "Gemini", "429 without a time: used up until midnight",
         "gke-labs/gemini-for-kubernetes-development#1215",
@@ -617,11 +295,11 @@ TRAFFIC = [
         failed(429, "Your requests have exceeded the token rate limit of your tier. Please retry after 45 seconds.",
                code="429"), Fails(TransientError, BUSY, wait=45.0)),
     Row("wait-gemini", "Gemini", "retryDelay in the details", "letterstory/lettertrace#34",
-        (google(429, "RESOURCE_EXHAUSTED", "Quota of a minute.", _info("RetryInfo", retryDelay="38s")), MADE),
+        (google(429, "RESOURCE_EXHAUSTED", "Quota of a minute.", info("RetryInfo", retryDelay="38s")), MADE),
         Fails(TransientError, BUSY, wait=38.0), last=Says()),
     Row("wait-gemini-openai", "Gemini behind its OpenAI address", "a list with retryDelay", "",
         Answer([{"error": {"code": 429, "message": "Quota of a minute.", "status": "RESOURCE_EXHAUSTED",
-                           "details": [_info("RetryInfo", retryDelay="12.5s")]}}], 429),
+                           "details": [info("RetryInfo", retryDelay="12.5s")]}}], 429),
         Fails(TransientError, BUSY, wait=12.5)),
     Row("wait-huggingface", "Hugging Face", "503 with estimated_time while a model loads",
         "huggingface/transformers#32665",
@@ -701,41 +379,3 @@ TRAFFIC = [
         google(504, "DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
         Fails(TransientError, "timeout")),
 ]  # fmt: skip
-
-GROUPS: dict[str, list[Row]] = {
-    "usage": USAGE,
-    "finish reasons": FINISH,
-    "200 without a reply": NO_REPLY,
-    "refusals": REFUSED,
-    "too long": TOO_LONG,
-    "traffic": TRAFFIC,
-}
-ROWS = [row for rows in GROUPS.values() for row in rows]
-GOOGLE = ("Gemini", "Vertex")
-
-
-def api_of(row: Row) -> str:
-    """``gemini`` for the rows in Google's own format, ``openai`` for the others."""
-    return "gemini" if row.service in GOOGLE else "openai"
-
-
-def meaning(row: Row) -> str:
-    """The client's outcome for the row, in a few words, for the documentation.
-
-    >>> meaning(next(row for row in ROWS if row.name == "wait-gemini"))
-    'sent again after 38 s (rate_limited)'
-    """
-    found = row.outcome
-    if isinstance(found, Says):
-        return "a reply" if found.text else "an empty reply, which its role asks for again"
-    if len(row.requests) > 1 and found.type is not TransientError:
-        again = f"sent again with a limit of {row.requests[1]:,} tokens"
-        return again if found.type is TruncatedError else f"{again}, which fits"
-    if found.type is TransientError:
-        return f"sent again{f' after {found.wait:g} s' if found.wait else ''} ({found.cause})"
-    return {
-        BlockedError: f"no reply for this prompt ({found.cause})",
-        ConfigurationError: f"the run stops ({found.cause})",
-        ContextError: "asked for again in parts",
-        TruncatedError: "cut off",
-    }.get(found.type, f"this call fails ({found.cause})")
