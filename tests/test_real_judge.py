@@ -303,7 +303,7 @@ def test_a_server_that_cannot_start_is_explained(tmp_path):
     for python, words in ((str(tmp_path / "python"), "interpreter that has xllamacpp"), (sys.executable, "not start")):
         with pytest.raises(SystemExit, match=words), llama_serving(python, model):
             pass
-    with pytest.raises(SystemExit, match="no model"), llama_serving(sys.executable, tmp_path / "none.gguf"):
+    with pytest.raises(SystemExit, match="does not exist"), llama_serving(sys.executable, tmp_path / "none.gguf"):
         pass
     with serving() as address:
         port = int(address.rpartition(":")[2])
