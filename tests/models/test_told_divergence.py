@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -132,7 +133,7 @@ def test_the_size_of_a_chunk_changes_nothing(how):
 def test_fewer_classes_never_make_the_divergence_larger():
     params, *rest = some()
     found = [np.asarray(chunked(params, *rest, beta=0.5, top_k=k)) for k in (1, 4, 16, 64)]
-    for fewer, more in zip(found, found[1:], strict=False):
+    for fewer, more in itertools.pairwise(found):
         assert (fewer <= more + 1e-6).all() and (fewer >= -1e-6).all()
 
 
