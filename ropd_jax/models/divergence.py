@@ -136,23 +136,49 @@ def told_divergence(
     x_BTD, told_x_BTD = (take_positions(pad(constrain(x, "BSD")), first_BT) for x in (norm(x_BTD), norm(told_x_BTD)))
     told_x_BTD = jax.lax.stop_gradient(told_x_BTD)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def one_chunk(x_BTD, told_x_BTD):
-        return distance(x_BTD, told_x_BTD, table_VD)
-
-    def nothing(x_BTD, told_x_BTD):
-        return constrain(jnp.zeros(x_BTD.shape[:2], jnp.float32), "BS")
-
-    def split(x_BTD):  # [B, T, D] -> [chunks, B, chunk, D]
-        return x_BTD.reshape(B, -1, chunk, x_BTD.shape[-1]).swapaxes(0, 1)
-
-    pieces = jax.lax.map(
-        lambda xs: jax.lax.cond(xs[0] < used, one_chunk, nothing, *xs[1:]),
-        (jnp.arange(first_BT.shape[1] // chunk, dtype=jnp.int32), split(x_BTD), split(told_x_BTD)),
-    )
-    found_BT = constrain(pieces.swapaxes(0, 1).reshape(first_BT.shape), "BS")
+    found_BT = _leading_chunks(distance, chunk, x_BTD, told_x_BTD, table_VD, used)
     found_BT = take_positions(found_BT[..., None], jnp.argsort(first_BT, axis=1))[..., 0]
     return jnp.where(wanted_BT, found_BT, 0.0)[:, :T]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _leading_chunks(f, chunk: int, x_BTD, told_x_BTD, table_VD, used):
+    """``f(x_BTD, told_x_BTD, table_VD)`` of the first ``used`` chunks of positions, one after another; 0 after them.
+
+    The backward pass recomputes each chunk and adds to one gradient of the table. There is none for ``told_x_BTD``.
+    """
+
+    def one_chunk(i, found_BT):
+        new_BT = f(*(_cut(x, i, chunk) for x in (x_BTD, told_x_BTD)), table_VD)
+        return jax.lax.dynamic_update_slice_in_dim(found_BT, new_BT, i * chunk, axis=1)
+
+    return jax.lax.fori_loop(0, used, one_chunk, constrain(jnp.zeros(x_BTD.shape[:2], jnp.float32), "BS"))
+
+
+def _leading_chunks_forward(f, chunk: int, x_BTD, told_x_BTD, table_VD, used):
+    return _leading_chunks(f, chunk, x_BTD, told_x_BTD, table_VD, used), (x_BTD, told_x_BTD, table_VD, used)
+
+
+def _leading_chunks_backward(f, chunk: int, saved, ct_BT):
+    x_BTD, told_x_BTD, table_VD, used = saved
+
+    def one_chunk(i, sums):
+        dx_BTD, dtable_VD = sums
+        x, told_x, ct = (_cut(a, i, chunk) for a in (x_BTD, told_x_BTD, ct_BT))
+        _, pull_back = jax.vjp(lambda x, table_VD: f(x, told_x, table_VD), x, table_VD)
+        dx, more_VD = pull_back(ct)
+        return jax.lax.dynamic_update_slice_in_dim(dx_BTD, dx, i * chunk, axis=1), dtable_VD + more_VD
+
+    zeros = jnp.zeros_like(x_BTD), jnp.zeros_like(table_VD)
+    dx_BTD, dtable_VD = jax.lax.fori_loop(0, used, one_chunk, zeros)
+    return dx_BTD, jnp.zeros_like(told_x_BTD), dtable_VD, None
+
+
+_leading_chunks.defvjp(_leading_chunks_forward, _leading_chunks_backward)
+
+
+def _cut(x: jax.Array, i, chunk: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
 
 
 class _Told(NamedTuple):

@@ -385,9 +385,8 @@ def _update_phases(
         )
     params = model_cfg.num_layers * count.layer_matmul_params(model_cfg) + count.head_params(model_cfg)
     gathered = itemsize * params / mesh.shape["tp"]
-    a_part = (
-        2 + len(told)
-    ) * gathered + 2 * s.trained  # read forward, backward and for each context; the gradient's sum read and written
+    reads = 2 + len(told)  # forward, backward, and once per context
+    a_part = reads * gathered + 2 * s.trained  # the gradient's sum is read and written
     once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
     summed, links = calls * A * used * a_part, received("update", calls * used)
     passes = 4 if cfg.optim.remat in (True, "block") else 3

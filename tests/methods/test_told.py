@@ -121,7 +121,7 @@ def test_rgsd_over_the_vocabulary_is_the_divergence_where_it_is_known():
 
 
 def test_rgsd_refuses_an_unknown_mode_and_more_classes_than_tokens():
-    with pytest.raises(UserError, match="rgsd.mode='all'; expected one of sampled, full, top_k"):
+    with pytest.raises(UserError, match=r"rgsd\.mode='all'; expected one of sampled, full, top_k"):
         method("rgsd", rgsd__mode="all")
     student = load_student("tiny")
     m = method("rgsd", rgsd__mode="top_k", rgsd__top_k=student.cfg.vocab_size + 1)
