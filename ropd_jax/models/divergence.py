@@ -1,7 +1,8 @@
 """Divergence and overlap of two models over the whole vocabulary, in chunks of positions: [B, T, V] never exists.
 
-Each model is given by hidden states and an output table; a policy and itself told another prompt share the table. At V = 151,936 and T = 10,240 a pair of float32 logits of one
-sequence is 12.4 GB; a chunk of 128 positions is 156 MB, recomputed in the backward pass.
+Each model is given by hidden states and an output table; a policy and itself told another prompt share the table. At
+V = 151,936 and T = 10,240 a pair of float32 logits of one sequence is 12.4 GB; a chunk of 128 positions is 156 MB,
+recomputed in the backward pass.
 """
 
 from __future__ import annotations
