@@ -195,7 +195,8 @@ class _Told(NamedTuple):
 def _told_chunk(how: _Told, x_BTD: jax.Array, told_x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
     """divergence_BT of normed hidden states; on a mesh in `jax.shard_map`, with some tokens of the table per device."""
     axes, rows = how.axes, len(x_BTD)
-    split = out("B")[0] if len(axes) > 1 else None  # the devices with other rows also have other tokens
+    spec = out("B")
+    split = spec[0] if spec and len(axes) > 1 else None  # the devices with other rows also have other tokens
     if split:
         x_BTD, told_x_BTD = (jax.lax.all_gather(x, split, tiled=True) for x in (x_BTD, told_x_BTD))
     first = jax.lax.axis_index(axes) * len(table_VD) if axes else 0
