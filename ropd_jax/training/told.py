@@ -87,7 +87,9 @@ def distributions_of(
 ) -> ToldDistributions | None:
     """None if the method compares no distributions."""
     layout = layout_of(method, mesh, optim, length)
-    return layout and ToldDistributions(layout, optim.microbatch, mesh_lib.parts_of_a_batch(mesh))
+    if layout is None:
+        return None
+    return ToldDistributions(layout, optim.microbatch, mesh_lib.parts_of_a_batch(mesh))
 
 
 def divergences(
