@@ -190,6 +190,11 @@ def default() -> ConfigDict:
     cfg.context = ConfigDict()  # methods that score rollouts under another prompt: rgsd, rcsd, cort, cripo
     cfg.context.max_tokens = 512  # maximum that a shown rubric adds to a prompt; rollouts above it are left out
 
+    cfg.rgsd = ConfigDict()
+    cfg.rgsd.mode = "sampled"  # one log-prob per token; "full": the divergence over the vocabulary; "top_k"
+    cfg.rgsd.beta = 1.0  # full, top_k: 1 reverse KL, 0 forward KL, between them the generalised JSD
+    cfg.rgsd.top_k = 64  # top_k: tokens that are likeliest when told the rubric; all others are one class
+
     cfg.rcsd = ConfigDict()
     cfg.rcsd.criteria = 4  # number of criteria shown, those with the most points; one scoring pass each
 

@@ -79,7 +79,8 @@ ROOMS: dict[str, tuple[str, dict[str, str]]] = {  # room -> (title, name -> mean
             "flipped_frac": "share of tokens whose sign of the advantage was flipped (cripo)",
             "unexplored_gap": "divergence from the student told the unexplored criteria, mean (cripo)",
             "teacher_gap": "log-prob of the student minus of the white-box teacher, mean (lopd, exopd)",
-            "divergence": "divergence from the white-box teacher over the vocabulary (`lopd.mode=full`)",
+            "divergence": "divergence over the vocabulary from the white-box teacher (`lopd.mode=full`) or from the "
+            "student told the rubric (`rgsd.mode=full`, `top_k`), mean per token in nats",
         },
     ),
     "eval": (

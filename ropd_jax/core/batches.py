@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ropd_jax.types import Array
+
+Arrays = TypeVar("Arrays", bound=tuple[Any, ...])  # a NamedTuple of arrays with the same leading dimensions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,30 +187,54 @@ def of_completions(
     return found
 
 
+def at_completions(
+    values: Sequence[np.ndarray],
+    sequences: Sequence[TokenSequence],
+    length: int,
+    places: Sequence[Sequence[int]],
+    row_len: int,
+    *,
+    nothing: int,
+) -> np.ndarray:
+    """int32 [B, row_len], the inverse of `of_completions`: each sequence's values where its completion is predicted,
+    ``nothing`` elsewhere and for a sequence without values."""
+    x_BT = np.full((len(places), row_len), nothing, np.int32)
+    for span in _spans(sequences, length, places):
+        if len(values[span.sequence]):
+            x_BT[span.row, span.start : span.end] = values[span.sequence]
+    return x_BT
+
+
 def positions_needed(sequences: Sequence[TokenSequence], length: int) -> list[int]:
     """Positions that each sequence takes: one less than its tokens, cut at ``length``; 0 without a completion."""
     return [min(len(s.prompt_T) + n, length) - 1 if (n := len(s.completion_T)) else 0 for s in sequences]
 
 
-def first_fit(sizes: Sequence[int], row_len: int) -> list[list[int]]:
+def first_fit(sizes: Sequence[int], row_len: int, *others: tuple[Sequence[int], int]) -> list[list[int]]:
     """First-fit-decreasing: indices of the sequences that share a row of ``row_len`` positions.
 
     A size of 0 takes no place. With sizes of at most m, no more than ceil(n / floor(row_len / m)) rows come out: a row
     is opened only when all others have less than m left, so each of those holds floor(row_len / m) sequences or more.
+
+    Args:
+        others: further (sizes, row_len) of the same sequences, in rows of other arrays: sequences share a row only if
+            they fit into all of them. The bound then has the smallest of the floors.
     """
+    sizes_NK = np.stack([sizes, *(more for more, _ in others)], axis=1)
+    len_K = np.array([row_len, *(more_len for _, more_len in others)])
     rows: list[list[int]] = []
-    left = np.zeros(len(sizes), np.int64)
+    left_NK = np.zeros(sizes_NK.shape, np.int64)
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):  # stable: the order of equals is the caller's
         if not sizes[i]:
             break
-        assert sizes[i] <= row_len
-        fits = np.flatnonzero(left[: len(rows)] >= sizes[i])
+        assert (sizes_NK[i] <= len_K).all()
+        fits = np.flatnonzero((left_NK[: len(rows)] >= sizes_NK[i]).all(axis=1))
         if not fits.size:
-            left[len(rows)] = row_len
+            left_NK[len(rows)] = len_K
             rows.append([])
         row = fits[0] if fits.size else len(rows) - 1
         rows[row].append(i)
-        left[row] -= sizes[i]
+        left_NK[row] -= sizes_NK[i]
     return rows
 
 
@@ -278,13 +304,13 @@ def _filled_up(places: list[list[int]], most: int, *, fixed: bool) -> list[list[
     return places + [[]] * ((most if fixed else min(bucket(max(len(places), 1)), most)) - len(places))
 
 
-def split_parts(batch: TrainBatch, microbatch: int, *, multiple: int = 1) -> TrainBatch:
-    """[B, T] -> [A, b, T] with b = ``microbatch`` rows a part (0: one part); filled up with empty rows.
+def split_parts(batch: Arrays, microbatch: int, *, multiple: int = 1) -> Arrays:
+    """Arrays [B, T] -> [A, b, T] with b = ``microbatch`` rows a part (0: one part); filled up with empty rows.
 
     Args:
         multiple: b is rounded up to a multiple of this, the number of shards of a batch.
     """
-    B = len(batch.tokens_BT)
+    B = len(batch[0])
     b = -(-min(microbatch or B, B) // multiple) * multiple
     A = -(-B // b)
 
@@ -292,7 +318,7 @@ def split_parts(batch: TrainBatch, microbatch: int, *, multiple: int = 1) -> Tra
         x_BT = np.concatenate([x_BT, np.zeros((A * b - B, *x_BT.shape[1:]), x_BT.dtype)])
         return x_BT.reshape(A, b, *x_BT.shape[1:])
 
-    return TrainBatch(*(cut(x) for x in batch))
+    return type(batch)(*(cut(x) for x in batch))
 
 
 def real_frac(parts: TrainBatch) -> float:

@@ -74,6 +74,12 @@ class Tokens(NamedTuple):
         known_BT = self.batch.mask_BT & ~jnp.isnan(logp_BT)
         return jnp.where(known_BT, logp_BT, 0.0), known_BT
 
+    def divergence(self, name: str) -> tuple[jax.Array, jax.Array]:
+        """(divergence_BT, known_BT): in nats, of the student from the same policy told the context ``name``, as
+        `Method.divergence` wants it, and where it is known; 0 elsewhere. The gradient flows through the student only.
+        """
+        return self.extras[f"divergence/{name}"], self.extras[f"known/{name}"]
+
     @property
     def start_logp_BT(self) -> jax.Array:
         """Log-probs under the policy before the step's first update: `START` of the extras where the step has several
@@ -86,6 +92,21 @@ class Tokens(NamedTuple):
         """Log-probs under the policy that sampled; the present ones for tokens that were not sampled (NaN): ratio 1."""
         old_BT = self.batch.old_logp_BT
         return jnp.where(jnp.isnan(old_BT), jax.lax.stop_gradient(self.logp_BT), old_BT)
+
+
+class Divergence(NamedTuple):
+    """How the policy is compared with itself told another prompt, over more than the sampled token.
+
+    Attributes:
+        beta: 1 for the reverse KL, 0 for the forward KL, between them the generalised JSD
+            (`models.divergence.jensen_shannon`).
+        context: most tokens that another prompt adds.
+        top_k: the classes are the k tokens that are likeliest when told, and all others as one; 0: every token.
+    """
+
+    beta: float
+    context: int
+    top_k: int = 0
 
 
 class Extras(NamedTuple):
@@ -168,6 +189,12 @@ class Method(abc.ABC):
     def contexts(self) -> tuple[str, ...]:
         """Names of the other prompts under which the policy scores its own completions (`TokenSequence.told`)."""
         return ()
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """What the loss reads about `contexts`: None for the log-probs of the sampled tokens (`Tokens.told`), else how
+        whole distributions are compared (`Tokens.divergence`)."""
+        return None
 
     @property
     def sequences_per_prompt(self) -> int:

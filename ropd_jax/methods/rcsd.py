@@ -21,6 +21,10 @@ class RCSD(RGSD):
     def contexts(self):
         return tuple(f"criterion_{k}" for k in range(1, self.cfg.rcsd.criteria + 1))
 
+    @property
+    def divergence(self):
+        return None
+
     def told(self, group, judgement, tokenizer):
         criteria = sorted(judgement.rubric.criteria, key=lambda c: -c.points)
         return {

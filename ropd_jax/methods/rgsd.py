@@ -2,12 +2,19 @@
 
 After RGSD (arXiv 2606.12507): no verifier. The teacher writes a rubric; the student samples an answer y without it; the
 same student, told the rubric r behind the question x, scores y token by token, and is distilled into the student that
-is told nothing. Here the divergence is taken at the sampled tokens (reverse KL, as ``lopd.mode="sampled"``): the
-advantage of token t is log pi(y_t | x, r, y_<t) - log pi(y_t | x, y_<t), on the policy loss of ``cfg.loss``.
+is told nothing. Three forms (``rgsd.mode``):
 
-Assumed, where its abstract is silent: the rubric is ROPD's, from the contrast of references and rollouts (or the data's
-own, ``ropd.rubrics="published"``); the policy that is told is the present one, not an average; every rollout of a group
-is trained on. A group without a rubric, and a rollout whose told prompt is too long, change nothing.
+- ``sampled``: reverse KL at the sampled tokens, as ``lopd.mode="sampled"``. The advantage of token t is
+  log pi(y_t | x, r, y_<t) - log pi(y_t | x, y_<t), on the policy loss of ``cfg.loss``.
+- ``full``: the loss of token t is the divergence of pi(. | x, y_<t) from pi(. | x, r, y_<t) over the vocabulary,
+  ``rgsd.beta`` 1 for the reverse KL, 0 for the forward one, between them the generalised JSD. No gradient flows through
+  the told policy or the sampling, and no importance weight corrects for another sampler, as in ``lopd.mode="full"``.
+- ``top_k``: the same over the ``rgsd.top_k`` tokens that are likeliest when told, and all others as one class.
+
+Assumed, where its abstract is silent: the divergence ("distills the distribution token by token" is all it states); the
+rubric is ROPD's, from the contrast of references and rollouts (or the data's own, ``ropd.rubrics="published"``); the
+policy that is told is the present one, not an average or the initial one; every rollout of a group is trained on. A
+group without a rubric, and a rollout whose told prompt is too long, change nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +27,14 @@ import numpy as np
 
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.data.rubrics import PUBLISHED, no_criteria
+from ropd_jax.methods.base import Divergence
 from ropd_jax.methods.conditioning import MEETS, told
 from ropd_jax.methods.ropd import ROPD
 from ropd_jax.teacher import TeacherError
 from ropd_jax.teacher.judge_group import induce, unscored
-from ropd_jax.types import Judgement, RolloutGroup
+from ropd_jax.types import Judgement, RolloutGroup, UserError
+
+MODES = ("sampled", "full", "top_k")
 
 
 class RGSD(ROPD):
@@ -32,9 +42,28 @@ class RGSD(ROPD):
     by_group = True
     needs_one_rubric = "shows all rollouts of a group the same rubric"
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cfg.rgsd.mode not in MODES:
+            raise UserError(f"rgsd.mode={self.cfg.rgsd.mode!r}; expected one of {', '.join(MODES)}")
+
     @property
     def contexts(self):
         return ("rubric",)
+
+    @property
+    def divergence(self):
+        how = self.cfg.rgsd
+        if how.mode == "sampled":
+            return None
+        return Divergence(how.beta, self.cfg.context.max_tokens, how.top_k if how.mode == "top_k" else 0)
+
+    def check_student(self, student, mesh):
+        if self.divergence and self.divergence.top_k > student.cfg.vocab_size:
+            raise UserError(
+                f"rgsd.top_k={self.divergence.top_k}, but the student's vocabulary has {student.cfg.vocab_size} rows; "
+                "lower it, or set rgsd.mode=full"
+            )
 
     @property
     def asks(self):
@@ -74,6 +103,9 @@ class RGSD(ROPD):
         return {"rubric": told(tokenizer, group.prompt, MEETS, judgement.rubric.criteria)}
 
     def loss(self, tokens):
+        if self.divergence:
+            divergence_BT, _ = tokens.divergence("rubric")
+            return divergence_BT, {"divergence": divergence_BT}
         gap_BT, known_BT = self.gap(tokens)
         loss_BT, metrics = self.surrogate(tokens, gap_BT)
         return jnp.where(known_BT, loss_BT, 0.0), metrics | {"told_gap": gap_BT}

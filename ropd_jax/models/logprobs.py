@@ -53,7 +53,7 @@ def token_logprobs(
     """
     T = x_BTD.shape[1]
     norm, table_VD = transformer.head(cfg, params)
-    spread = _spread(cfg)
+    spread = spread_over(cfg)
     pad = -T % chunk
     x_BTD = jnp.pad(constrain(norm(x_BTD), "BSD"), ((0, 0), (0, pad), (0, 0)))  # the whole row
     targets_BT = jnp.pad(constrain(targets_BT, "BS"), ((0, 0), (0, pad)))
@@ -238,7 +238,7 @@ def _paste(x: jax.Array, piece: jax.Array, i, size: int, axis: int = 1) -> jax.A
     return jax.lax.dynamic_update_slice_in_dim(x, piece, i * size, axis)
 
 
-def _spread(cfg: ModelConfig) -> tuple[str, ...]:
+def spread_over(cfg: ModelConfig) -> tuple[str, ...]:
     """The mesh axes that split the vocabulary of the output table; () if the table is gathered instead.
 
     A device then computes its own part for the positions of all rows. That is as much work as all parts for its own

@@ -92,6 +92,21 @@ def update_flops(
     return passes + references * (attention + weights + head)
 
 
+def divergence_flops(cfg: ModelConfig, *, told: int, contexts: int, logits: int, frozen: bool = False) -> int:
+    """Operations that the divergence from the same network told another prompt adds to an update (`training.told`): a
+    forward pass, and the heads of both; the chunks of the head are recomputed backward.
+
+    Args:
+        told: positions of the told rows.
+        contexts: see `contexts`, summed over the told sequences.
+        logits: positions that are compared.
+        frozen: the output table is frozen (LoRA).
+    """
+    layers = 2 * cfg.num_layers * layer_matmul_params(cfg) * told
+    head = 2 * cfg.vocab_size * cfg.d_model * logits
+    return layers + attention_flops(cfg, contexts) + head * (2 + 2 + (1 if frozen else 2))
+
+
 def kv_bytes_per_token(cfg: ModelConfig, itemsize: float) -> float:
     """Keys and values of one position in all layers."""
     return 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * itemsize

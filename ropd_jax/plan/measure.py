@@ -373,13 +373,25 @@ def _update_phases(
         frozen=bool(cfg.student.lora.rank),
         references=int(needs_initial(read_config(cfg).loss, method)),
     )
+    told = programs.told_shapes(cfg, method, mesh)
+    told_contexts = sequences * count.contexts(model_cfg, 0, prompt + cfg.context.max_tokens + answer - 1)
+    for rows in told.values():
+        flops += count.divergence_flops(
+            model_cfg,
+            told=round(rows.tokens_BS.size * calls * used),
+            contexts=told_contexts,
+            logits=sequences * answer,
+            frozen=bool(cfg.student.lora.rank),
+        )
     params = model_cfg.num_layers * count.layer_matmul_params(model_cfg) + count.head_params(model_cfg)
     gathered = itemsize * params / mesh.shape["tp"]
-    a_part = 2 * gathered + 2 * s.trained  # read forward and backward; the gradient's sum read and written
+    reads = 2 + len(told)  # forward, backward, and once per context
+    a_part = reads * gathered + 2 * s.trained  # the gradient's sum is read and written
     once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
     summed, links = calls * A * used * a_part, received("update", calls * used)
     passes = 4 if cfg.optim.remat in (True, "block") else 3
     attention = passes * count.attention_flops(model_cfg, sequences * count.contexts(model_cfg, 0, prompt + answer - 1))
+    attention += len(told) * count.attention_flops(model_cfg, told_contexts)
     streams = uses_streaming(read_config(cfg), method)
     update = Phase(
         "update", flops / mesh.size, summed + (0 if streams else calls * once), links, calls * used,

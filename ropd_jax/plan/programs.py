@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch
+from ropd_jax.core.told import ToldRows
 from ropd_jax.methods import ExtraMemory, ExtraProgram, Method, load_method
 from ropd_jax.methods.base import START
 from ropd_jax.models import transformer
@@ -35,8 +36,9 @@ from ropd_jax.sampling.kv import View
 from ropd_jax.sampling.slots import Slots, halved
 from ropd_jax.sampling.weights import DecodeWeights, changes, decode_weights, mover, outer_of
 from ropd_jax.training.accumulate import uses_streaming
-from ropd_jax.training.scoring import make_score, told_of
+from ropd_jax.training.scoring import Told, make_score, told_of
 from ropd_jax.training.setup import read_config, update_config
+from ropd_jax.training.told import TOLD, distributions_of
 from ropd_jax.training.update import State, make_portions, make_update, needs_initial, step_parts
 
 
@@ -129,8 +131,16 @@ def _rows_of(cfg: ConfigDict, method: Method) -> list[TokenSequence]:
     return [row] * (prompts * method.sequences_per_prompt)
 
 
-def _by_token(batch: TrainBatch, mesh) -> TrainBatch:
-    """The shapes of a batch on the mesh."""
+def told_shapes(cfg: ConfigDict, method: Method, mesh) -> dict[str, ToldRows]:
+    """The told rows of `batch_of` by context; {} if the method compares no distributions."""
+    rows = _rows_of(cfg, method)
+    length = len(rows[0].prompt_T) + len(rows[0].completion_T)
+    told = distributions_of(method, mesh, read_config(cfg).optim, length)
+    return _by_token(told.parts(rows), mesh) if told else {}
+
+
+def _by_token(batch: Any, mesh) -> Any:
+    """The shapes of a batch, or of several, on the mesh."""
     sharding = NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
 
@@ -140,7 +150,10 @@ def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
     method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
     reference = (base or state.params) if needs_initial(read_config(cfg).loss, method) else None
-    scores = {f"told/{name}": batch.old_logp_BT for name in method.contexts}
+    if told := told_shapes(cfg, method, mesh):
+        scores: dict[str, Any] = {TOLD: told}
+    else:
+        scores = {f"told/{name}": batch.old_logp_BT for name in method.contexts}
     if uses_start(cfg):
         scores[START] = batch.old_logp_BT
     extras = method.abstract_extras(batch)
@@ -197,11 +210,12 @@ def _score_program(
 
 
 def _told_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh, method: Method) -> list[ExtraProgram]:
-    """The forward pass over rollouts under other prompts (`Method.contexts`), if there is one."""
+    """The forward pass over rollouts under other prompts (`Method.contexts`), if there is one: distributions are
+    computed inside the update."""
     rows, how = _rows_of(cfg, method), update_config(cfg)
     length = len(rows[0].prompt_T) + len(rows[0].completion_T)
     told = told_of(how, model_cfg, mesh, method, None, length, cfg.context.max_tokens)
-    if told is None:
+    if not isinstance(told, Told):
         return []
     most_T = np.zeros(told.most - len(rows[0].completion_T), np.int32)
     batch = _by_token(

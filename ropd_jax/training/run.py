@@ -22,10 +22,9 @@ from ropd_jax.training.accumulate import StreamedUpdate
 from ropd_jax.training.benchmarks import RunBenchmark
 from ropd_jax.training.collect import PendingStep, Send
 from ropd_jax.training.rescore import Changes, changes_of, start_logprobs
-from ropd_jax.training.scoring import Told
 from ropd_jax.training.sections import RunConfig
 from ropd_jax.training.served import ServedPolicy
-from ropd_jax.training.update import Portions, State, update_step
+from ropd_jax.training.update import Notes, Portions, State, update_step
 from ropd_jax.types import Prompt, RolloutGroup
 from ropd_jax.utils import tracing
 from ropd_jax.weights.student import Student
@@ -49,7 +48,7 @@ class Run:
         engine: of the rollouts; ``eval_engines``: of the held-out evaluation, by the name of their metric.
         update: the jitted update of a whole mini-batch; ``portions``: of one in portions, or None without streaming.
         length: maximum number of tokens in a sequence.
-        told: scores rollouts under the method's other prompts (`Method.contexts`); None if it has none.
+        told: gives an update the scores or rows under other prompts (`Method.contexts`); None if the method has none.
         benchmarks: those of ``eval.benchmarks``.
         judged: held-out answers that ``teacher.judge`` grades; 0 without such a judge.
         biased: the scripted judge has biases, so gold rewards are logged too.
@@ -78,7 +77,7 @@ class Run:
     portions: Portions | None
     length: int
     judged: int
-    told: Told | None = None
+    told: Notes | None = None
     biased: bool = False
     benchmarks: tuple[RunBenchmark, ...] = ()
     calibration: Mapping[str, Any] | None = None

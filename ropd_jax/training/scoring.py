@@ -9,14 +9,15 @@ the update's batch has the same completion, and the loss reads them by name (`To
     Tokens.told("rubric")   . . x y z .        . . . .        x, y, z: log-probs of a, b, c; known where they are
 
 Scores are of the policy before the update: no gradient flows through them. A told prompt that is too long
-(``context.max_tokens``) leaves its sequence unknown, never cut.
+(``context.max_tokens``) leaves its sequence unknown, never cut. A method that compares whole distributions has no
+such pass (`training.told`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,12 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import EMPTY, TokenSequence, TrainBatch, make_batch, of_completions, packing, split_parts
+from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, of_completions, packing, split_parts
+from ropd_jax.core.told import behind_other
 from ropd_jax.methods import Method
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import attach
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.sections import UpdateConfig
+from ropd_jax.training.told import ToldDistributions, distributions_of, told_metrics
 from ropd_jax.training.update import logprobs_of, parts_used, place_parts, step_parts
 
 
@@ -79,7 +82,8 @@ class Told:
         for name, values in scores.items():
             scored = [dataclasses.replace(row, old_logp_T=v) for row, v in zip(rows, values, strict=True)]
             notes[f"told/{name}"] = step_parts(scored, advantages_B, *layout).old_logp_BT
-        return notes, told_metrics(rows, scores)
+        known = {name: [not np.isnan(v).any() for v in values] for name, values in scores.items()}
+        return notes, told_metrics(rows, known)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,7 +113,7 @@ class Told:
         self, rows: Sequence[TokenSequence]
     ) -> tuple[list[TokenSequence], Sequence[Sequence[int]], TrainBatch]:
         """(all rows told the first context, then all told the second, ...; which of them share a row; the batch)."""
-        told = [self._told(row, name) for name in self.names for row in rows]
+        told = [behind_other(row, name, self.most) for name in self.names for row in rows]
         yes_B, optim = np.ones(len(told), bool), self.cfg.optim
         nothing_B = np.zeros(len(told), np.float32)
         row_len = mesh_lib.whole_parts(max(optim.row_len, self.most - 1), self.mesh)
@@ -119,26 +123,11 @@ class Told:
         batch = make_batch(told, nothing_B, yes_B, yes_B, self.most, places=places, row_len=row_len)
         return told, places, split_parts(batch, optim.microbatch, multiple=mesh_lib.parts_of_a_batch(self.mesh))
 
-    def _told(self, row: TokenSequence, name: str) -> TokenSequence:
-        prompt_T = row.told.get(name)
-        if prompt_T is None or len(prompt_T) + len(row.completion_T) > self.most or not len(row.completion_T):
-            return EMPTY
-        return TokenSequence(prompt_T, row.completion_T, np.zeros(len(row.completion_T), np.float32))
-
-
-def told_metrics(rows: Sequence[TokenSequence], scores: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
-    """``context/NAME_frac``: the share of rows with a completion that were scored under the context, and
-    ``context/too_long_frac``: of those that were told something, the share that was too long."""
-    full = [i for i, row in enumerate(rows) if len(row.completion_T)]
-    known = {name: [not np.isnan(values[i]).any() for i in full] for name, values in scores.items()}
-    told = [(name, k) for name in scores for k, i in enumerate(full) if name in rows[i].told]
-    metrics = {f"context/{name}_frac": float(np.mean(k)) for name, k in known.items() if k}
-    missed = [not known[name][k] for name, k in told]
-    return metrics | ({"context/too_long_frac": float(np.mean(missed))} if missed else {})
-
 
 def told_of(
     cfg: UpdateConfig, model: ModelConfig, mesh: jax.sharding.Mesh, method: Method, base: Any, length: int, context: int
-) -> Told | None:
-    """What scores rollouts under the method's other prompts; None for a method without any. Arguments as of `Told`."""
-    return Told(cfg, model, mesh, method, base, length, context) if method.contexts else None
+) -> Told | ToldDistributions | None:
+    """What gives an update's loss the method's other prompts; None for a method without any. Arguments as of `Told`."""
+    if not method.contexts:
+        return None
+    return distributions_of(method, mesh, cfg.optim, length) or Told(cfg, model, mesh, method, base, length, context)

@@ -30,12 +30,14 @@ from ropd_jax.models.lora import attach
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.training.sections import LossConfig, OptimConfig, UpdateConfig
+from ropd_jax.training.told import TOLD, divergences, layout_of
 from ropd_jax.types import UserError
 
 NO_EXTRAS = Extras()
 
-# (params, rows, their advantages) -> (arrays [A, b, T] of scores by name, laid out like the rows; metrics)
-Notes = Callable[[Any, Sequence[TokenSequence], Advantages], tuple[dict[str, np.ndarray], dict[str, float]]]
+# (params, rows, their advantages) -> (arrays [A, b, T] of scores by name, laid out like the rows, or the told rows
+# [A, b, S] themselves; metrics)
+Notes = Callable[[Any, Sequence[TokenSequence], Advantages], tuple[dict[str, Any], dict[str, float]]]
 
 
 class State(NamedTuple):
@@ -101,6 +103,8 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
         ref_logp_BT = None
         if needs_initial(cfg.loss, method):
             ref_logp_BT = jax.lax.stop_gradient(logprobs(ref_params, part)[0])
+        if TOLD in notes:
+            notes = {**notes, **divergences(cfg, model_cfg, method, params, part, x_BTD, notes[TOLD])}
         tokens = Tokens(part, logp_BT, entropy_BT, ref_logp_BT, notes, shared, model_cfg, params, x_BTD)
         mask_BT, active_BT = part.mask_BT, part.informative_BT
         loss_BT, extra = method.loss(tokens)
@@ -355,7 +359,7 @@ def means_of(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def on_mesh(
-    batch: TrainBatch, method: Method, trained: Any, mesh: jax.sharding.Mesh, notes: Mapping[str, np.ndarray] = {}
+    batch: TrainBatch, method: Method, trained: Any, mesh: jax.sharding.Mesh, notes: Mapping[str, Any] = {}
 ) -> tuple[TrainBatch, Extras]:
     """The batch and the method's extras for it, including ``notes`` [A, b, T] by name, on the devices."""
     extras = method.extras(trained, batch)
@@ -377,7 +381,9 @@ def step_parts(
         advantages_B: one per sequence.
     """
     row_len = mesh_lib.whole_parts(optim.row_len or length - 1, mesh)
-    if optim.row_len:  # the number of parts is fixed, because unneeded ones are not computed
+    if layout := layout_of(method, mesh, optim, length):
+        batch = make_batch(sequences, *advantages_B, length, places=layout.places(sequences), row_len=row_len)
+    elif optim.row_len:  # the number of parts is fixed, because unneeded ones are not computed
         fixed = method.teaches_text or bool(optim.microbatch)
         batch = pack(sequences, *advantages_B, length, row_len=row_len, fixed=fixed, shared=optim.shared_prompts)
     else:

@@ -367,6 +367,8 @@ def check_shared_prompts(optim: OptimConfig, method: Method, student: ModelConfi
         problem = f"optim.attention={optim.attention!r} and mesh.cp={cp}: only {known} know shared prompts, without cp"
     elif student.local_layers:
         problem = f"the student has layers that see {student.window} positions only: these are counted along a row"
+    elif method.divergence is not None:
+        problem = f"{type(method).__name__} reads whole distributions, whose rows hold each prompt before its answer"
     elif type(method).extras is not Method.extras:
         problem = f"{type(method).__name__} reads the rows itself and expects each prompt before its answer"
     if problem:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ropd_jax.core.batches import TokenSequence, make_batch
-from ropd_jax.methods import Tokens, load_method
+from ropd_jax.methods import Divergence, Tokens, load_method
 from ropd_jax.methods.conditioning import FREE, MEETS, MISSES
 from ropd_jax.teacher import Teacher, TransientError
 from ropd_jax.teacher.scripted.client import ScriptedClient
@@ -104,6 +104,30 @@ def test_what_is_told_is_the_question_and_the_criteria():
     want = tokenizer.apply_chat_template((Message("user", text),))
     assert all(row.told["rubric"].tolist() == want for row in rows)
     assert [row.prompt_T.tolist() for row in rows] == [group().prompt_tokens_T.tolist()] * 4
+
+
+def test_rgsd_over_the_vocabulary_is_the_divergence_where_it_is_known():
+    tokens = tokens_of()
+    known_BT = tokens.batch.mask_BT & (tokens.batch.segments_BT == 1)
+    divergence_BT = jnp.where(known_BT, jnp.arange(9, dtype=jnp.float32)[None], 0.0)
+    tokens = tokens._replace(extras={"divergence/rubric": divergence_BT, "known/rubric": known_BT})
+    m = method("rgsd", rgsd__mode="full", rgsd__beta=0.25, context__max_tokens=77)
+    loss_BT, metrics = m.loss(tokens)
+    assert of_answers(tokens, loss_BT) == ([1.0, 2.0, 3.0], [0.0, 0.0])
+    np.testing.assert_array_equal(metrics["divergence"], loss_BT)
+    assert m.divergence == Divergence(0.25, 77) and method("rgsd").divergence is None
+    assert method("rgsd", rgsd__mode="top_k", rgsd__top_k=5).divergence == Divergence(1.0, 512, 5)
+    assert method("rcsd", rgsd__mode="full").divergence is None
+
+
+def test_rgsd_refuses_an_unknown_mode_and_more_classes_than_tokens():
+    with pytest.raises(UserError, match=r"rgsd\.mode='all'; expected one of sampled, full, top_k"):
+        method("rgsd", rgsd__mode="all")
+    student = load_student("tiny")
+    m = method("rgsd", rgsd__mode="top_k", rgsd__top_k=student.cfg.vocab_size + 1)
+    with pytest.raises(UserError, match=f"the student's vocabulary has {student.cfg.vocab_size} rows; lower it"):
+        m.check_student(student, None)
+    method("rgsd", rgsd__mode="top_k", rgsd__top_k=student.cfg.vocab_size).check_student(student, None)
 
 
 # ------------------------------------------------------------------------------------------------------------- RCSD

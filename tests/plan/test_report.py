@@ -208,6 +208,28 @@ def test_rollouts_that_are_told_something_cost_a_forward_pass_for_each_context()
     assert work.compute * 1e9 * 8 < 1.5 * (layers + attention)
 
 
+def test_a_divergence_from_the_told_policy_is_a_part_of_the_update():
+    changes = dict(method="rgsd", sampling__max_tokens=16, data__max_prompt_tokens=8, context__max_tokens=16)
+    cfgs = [tiny_config(**changes, rgsd__mode=mode, rgsd__top_k=8) for mode in ("sampled", "full", "top_k")]
+    found = [measure.measure(c, ONE_LAYER, toy(1e9), print, only=("update", "method"), cache=False) for c in cfgs]
+    assert [[c.name for c in one.compiled] for one in found] == [
+        ["update", "scores of told rollouts"],
+        *[["update"]] * 2,
+    ]
+    work = [{b.name: b.compute * 1e9 * 8 for b in one.bounds} for one in found]
+    told = 32 * 47  # 32 answers of 16 tokens behind a prompt of 16 and 16 more; one token is only predicted
+    layers = 2 * count.layer_matmul_params(ONE_LAYER) * told
+    attention = 4 * ONE_LAYER.num_heads * ONE_LAYER.head_dim * 32 * count.contexts(ONE_LAYER, 0, 47)
+    head = 2 * ONE_LAYER.vocab_size * ONE_LAYER.d_model * 32 * 16
+    for more in work[1:]:
+        assert more["update"] - work[0]["update"] == pytest.approx(layers + attention + 6 * head, rel=1e-6)
+    memory = [{m.program: m for m in one.memory}["update"] for one in found]
+    scores = 4 * 32 * 31 // 8  # bytes of the log-probs, which only the first update takes
+    told_rows = 4 * 32 * (3 * 47 + 31) // 8
+    assert memory[1].inputs - memory[0].inputs == told_rows - scores
+    assert memory[1].temporaries > memory[0].temporaries
+
+
 def test_weights_that_move_to_the_samplers_own_mesh_are_counted():
     cfg = tiny_config(mesh__sample_tp=2, student__dtype="bfloat16")
     mesh = mesh_lib.update_mesh(cfg.mesh, jax.devices()[:8])
