@@ -26,6 +26,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -71,22 +72,25 @@ def child(python: str, part: str, items: Iterable[Mapping[str, Any]] = ()) -> It
     env = keep | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_API_KEY": "none"}
     lines = "".join(json.dumps(item) + "\n" for item in items)
     command = [python, str(CHILD), part]
-    try:
-        process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, env=env, encoding="utf-8")
-    except OSError as error:
-        raise SystemExit(f"cannot run {python!r} ({error.strerror}); expected a Python with {PACKAGES}") from error
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-    with process:
-        process.stdin.write(lines)
-        process.stdin.close()
-        for line in process.stdout:
-            if line.startswith('{"key"'):
-                yield json.loads(line)
-        errors = process.stderr.read()
-        if process.wait() == MISSING:
-            raise SystemExit(f"{python!r} has no package {errors.strip()!r}; install it with pip install {PACKAGES}")
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} fails: {errors[-500:]}")
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        try:
+            process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log, env=env, encoding="utf-8")
+        except OSError as error:
+            raise SystemExit(f"cannot run {python!r} ({error.strerror}); expected a Python with {PACKAGES}") from error
+        assert process.stdin is not None and process.stdout is not None
+        with process:
+            process.stdin.write(lines)
+            process.stdin.close()
+            for line in process.stdout:
+                if line.startswith('{"key"'):  # a package can print lines of its own
+                    yield json.loads(line)
+            code = process.wait()
+        log.seek(0)
+        errors = log.read().strip()
+    if code == MISSING:
+        raise SystemExit(f"{python!r} has no package {errors.splitlines()[-1]!r}; pip install {PACKAGES}")
+    if code:
+        raise SystemExit(f"{' '.join(command)} fails: {errors[-500:]}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- kappa
@@ -160,7 +164,7 @@ def theirs(
         for answer in question.answers:
             key = key_of(question, answer)
             items[key] = {"key": key, "question": question.question, "answer": answer.text, "criteria": criteria}
-    rows = {row["key"]: row for row in _rows(stored)}
+    rows = {row["key"]: row for row in _rows(stored) if "failed" not in row["causes"]}
     if wanted := [item for key, item in items.items() if key not in rows]:
         how = {"model": model, "address": address, "llm_calls": llm_calls, "timeout_s": TIMEOUT_S}
         with stored.open("a", encoding="utf-8") as f:
@@ -169,9 +173,9 @@ def theirs(
                 f.write(json.dumps(row) + "\n")
                 f.flush()
                 report(f"{judged.name}: {len(rows)} of {len(items)} answers")
-    for key, item in items.items():
+    for key in items:
         row = rows[key]
-        judged.verdicts[key] = tuple(row["verdicts"]) or (None,) * len(item["criteria"])
+        judged.verdicts[key] = tuple(row["verdicts"])
         judged.causes.update(c for c, v in zip(row["causes"], row["verdicts"], strict=True) if v is None)
         judged.calls += row["calls"]
         judged.seconds += row["seconds"]
@@ -199,20 +203,19 @@ def agreement_rows(judged: Sequence[Judged], questions: Sequence[LabelledQuestio
                 "name": one.name,
                 "verdicts": verdicts,
                 "missing": dict(one.causes),
-                "kappa": boot.estimate(
-                    float(kappa(alone_QC.sum(axis=0))), kappa(boot.weights_DQ @ alone_QC), verdicts
-                ),
+                "kappa": boot.estimate(float(kappa(alone_QC.sum(axis=0))), kappa(boot.weights_DQ @ alone_QC), verdicts),
                 "accuracy": boot.ratio(alone_QC[:, [0, 3]].sum(axis=1), alone_QC.sum(axis=1), share=True),
                 "called_true": float(alone_QC[:, :2].sum() / verdicts) if verdicts else None,
                 "difference": boot.estimate(difference, difference_D, int(ours_QC.sum())),
-                **{
-                    name: None if getattr(one, name) is None or not verdicts + missing
-                    else getattr(one, name) * 1000 / (verdicts + missing)
-                    for name in ("calls", "input_tokens", "output_tokens", "seconds")
-                },
-            }  # fmt: skip
+                **_per_1000(one, verdicts + missing),
+            }
         )
     return rows
+
+
+def _per_1000(one: Judged, asked: int) -> dict[str, float | None]:
+    sums = {name: getattr(one, name) for name in ("calls", "input_tokens", "output_tokens", "seconds")}
+    return {name: None if total is None or not asked else total * 1000 / asked for name, total in sums.items()}
 
 
 def _cells(

@@ -43,13 +43,16 @@ def grade(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         result = asyncio.run(rubric.grade(item["answer"], grader=grader, query=item["question"]))
         usage = result.token_usage
         votes = [row.votes[0] for row in result.report or ()]
+        failed = [None] * len(item["criteria"])
         yield {
             "key": item["key"],
             "verdicts": [
                 None if vote.error or vote.verdict.name not in ("MET", "UNMET") else vote.verdict.name == "MET"
                 for vote in votes
-            ],
-            "causes": ["failed" if vote.error else vote.verdict.name.lower() for vote in votes],
+            ]
+            or failed,
+            "causes": ["failed" if vote.error else vote.verdict.name.lower() for vote in votes]
+            or ["failed"] * len(failed),
             "calls": 1 if first["llm_calls"] == "per_item" else len(votes),
             "input_tokens": usage.prompt_tokens if usage else None,
             "output_tokens": usage.completion_tokens if usage else None,
@@ -90,7 +93,7 @@ def cases(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def main() -> int:
     make = {"grade": grade, "twins": twins, "cases": cases}[sys.argv[1]]
-    rows = map(json.loads, sys.stdin) if sys.argv[1] != "cases" else iter(())
+    rows = iter([json.loads(line) for line in sys.stdin])  # all of them first: the parent writes, then reads
     try:
         for row in make(rows):
             sys.stdout.write(json.dumps(row) + "\n")
