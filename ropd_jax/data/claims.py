@@ -23,7 +23,7 @@ _RANGE = re.compile(
 )  # it can be written as a relation
 _RETRACTS = re.compile(
     r"\W*(?:no\b\s*[,.:;!-]|nope\b|wait\b|actually\b|hmm+\b|scratch that\b|correction\b|on second thoughts?\b|sorry\b"
-    r"|i was wrong\b|(?:that|this|it) (?:is|was) (?:wrong|not|incorrect)\b)",
+    r"|i was wrong\b|(?:that|this|it) (?:is|was) (?:wrong|incorrect|not right|not correct)\b)",
     re.I,
 )
 

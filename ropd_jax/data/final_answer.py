@@ -154,7 +154,8 @@ def _from(text: str, kind: str, at: int, *, same_line: bool = False) -> Statemen
     if opened := _OPENED.match(text, begin, begin + 20):  # display math can take several lines
         close = text.find(_CLOSES[opened[1]], opened.end(), opened.end() + LONGEST)
         if close > line_end:
-            return Statement(kind, at, " ".join(text[opened.end() : close].split()))
+            after = _next_line(text, close + len(_CLOSES[opened[1]]))
+            return Statement(kind, at, " ".join(text[opened.end() : close].split()) + after)
     content, closed, after = text[begin : min(line_end, begin + LOOK)].replace("```", "").partition("</answer>")
     other = after if closed and _ALTERNATIVE.match(after) else _next_line(text, line_end)
     return Statement(kind, at, content + other)
@@ -163,7 +164,8 @@ def _from(text: str, kind: str, at: int, *, same_line: bool = False) -> Statemen
 def _next_line(text: str, at: int) -> str:
     """The line after the one that ends at ``at`` if it offers another answer, on one line; else ""."""
     found = _NEXT_LINE.match(text, at)
-    return " " + found.group().strip() if found else ""
+    line = found.group().strip(" \n\t*_") if found else ""
+    return f" {line[:1].lower()}{line[1:]}" if line else ""
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes

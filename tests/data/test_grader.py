@@ -83,13 +83,20 @@ def test_answers_are_compared_as_exact_numbers_or_else_as_text(found, gold, want
         "\\boxed{{{g}}}\nor {w}",
         "<answer>{g}</answer> or {w}",
         "Answer: {g}\n**Alternatively**, {w}",
+        "Answer:\n$$\n{g}\n$$\nor {w}",
     ],
 )
 @pytest.mark.parametrize(("g", "w"), [("34", "68"), ("3x + 2", "4x + 7"), ("C", "D"), ("yes", "no"), ("Eve", "Tom")])
 def test_another_answer_on_the_next_line_is_a_hedge(text, g, w):
     one = Prompt("p", (Message("user", "q"),), answer=g)
     assert grade(one, text.format(g=g, w=w)) is False
-    assert grade(one, text.format(g=g, w=w).partition("\n")[0].partition(" or ")[0]) is True
+
+
+def test_the_same_value_on_the_next_line_is_no_hedge():
+    one = Prompt("p", (Message("user", "q"),), answer="34")
+    assert grade(one, "Answer: 34\nOr 34.0") is True and grade(one, "\\boxed{34}\nOr, equivalently, 68/2.") is True
+    assert grade(one, "Answer: 34\n\nOr is it? No doubt about it.") is False  # read as an alternative
+    assert grade(one, "Answer: 34\nOrdering the parts is not needed.") is True
 
 
 @pytest.mark.parametrize(
