@@ -55,6 +55,7 @@ __all__ = ["LONGEST", "BrokenScorer", "final_answer", "gradable", "grade", "last
 
 _BECAUSE = re.compile(r"(?:[.!?;]|,?\s+(?:because|since|as|so|which|where)\b|\s-|\s\()(?:\s|$)|,\s+(?:because|since)\b")
 _WORDY = frozenset(("yes", "no", "true", "false"))
+_ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)")
 _HEDGES = re.compile(r"\W*(?:or|but|possibly|perhaps|maybe|probably|unless|if|not?|yes|true|false)\b", re.I)
 _EQUAL = re.compile(r"^(?:[A-Za-z]\w{0,20}(?:\([a-z](?:,\s?[a-z])*\))?|\([a-z](?:,\s?[a-z])+\))\s?=\s?")
 _SIDE = re.compile(r"\\(?:[dt]?frac|sqrt|pi|cdot|times|left|right)(?![a-zA-Z])")  # can be in a value
@@ -122,7 +123,7 @@ def same(found: str, gold: str) -> bool:
         return not got.unit or not wanted.unit or same_unit(got.unit, wanted.unit)
     if golds.kind(gold) == golds.EXPRESSION:
         return _same_expression(found, gold)
-    return any(_words(part) == _words(gold) for part in _readings(found))
+    return any(_ARTICLE.sub("", _words(part)) == _ARTICLE.sub("", _words(gold)) for part in _readings(found))
 
 
 def vote_of(found: str | None) -> str | None:
@@ -171,8 +172,21 @@ def _same_expression(found: str, gold: str) -> bool:
             return True
         ours, theirs = _items(text), _items(gold)
         if theirs is not None and ours is not None and ours[0] == theirs[0] and len(ours[1]) == len(theirs[1]):
+            if theirs[0] == "{}":
+                return _same_set(ours[1], theirs[1])
             return all(same(a, b) for a, b in zip(ours[1], theirs[1], strict=True))
     return False
+
+
+def _same_set(found: list[str], gold: list[str]) -> bool:
+    """Equal item by item in any order."""
+    left = list(gold)
+    for item in found:
+        match = next((i for i, other in enumerate(left) if same(item, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
 
 
 def _items(text: str) -> tuple[str, list[str]] | None:

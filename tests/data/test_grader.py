@@ -135,10 +135,19 @@ def test_an_answer_that_is_taken_back_or_doubted_is_wrong(gold, text):
         (r"2\pi r", "2\u03c0r"),
         (r"2\pi", r"2\pi \text{ cm}"),
         ("(1, 2)", "(x, y) = (1, 2)"),
+        ("{1, 2, 2}", r"\{2, 1, 2\}"),
+        ("the derivative", "derivative"),
+        ("Hague", "The Hague"),
     ],
 )
 def test_another_spelling_of_the_gold_answer_is_right(gold, text):
     assert grade(Prompt("p", (Message("user", "q"),), answer=gold), f"Answer: {text}") is True
+
+
+def test_a_set_has_no_order_but_a_pair_has():
+    one, pair = (Prompt("p", (Message("user", "q"),), answer=gold) for gold in ("{1, 2, 2}", "(1, 2)"))
+    assert grade(one, "Answer: {1, 1, 2}") is False and grade(one, "Answer: {1, 2}") is False
+    assert grade(pair, "Answer: (2, 1)") is False
 
 
 @pytest.mark.parametrize("text", [r"2\pi \text{ is wrong}", r"2\pi \text{ or } \pi", r"\pi \text{ cm}", "2\u03c0r"])
