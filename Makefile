@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-python browser test-fast lint dist check-release format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini hacking smollm2 smollm2-all bench-grader bench-hosts bench-judge real-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal
+.PHONY: help quickstart test test-python browser test-fast lint dist check-release format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini hacking smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-oracles real-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo 'make bench-hosts  the host side at a million prompts on 64 hosts: bytes, memory, seconds; half an hour'
 	@echo 'make bench-start  CPU seconds of the first and the second start of the quickstart: the cache of compiled programs'
 	@echo 'make bench-judge  forms of asking with real models as the verifier; LLAMA=PYTHON has xllamacpp, MODELS="--model NAME=FILE ..."'
+	@echo 'make bench-oracles  other packages on the same material: kappa, probes, graders; ORACLES=PYTHON has them, LLAMA=PYTHON JUDGE=FILE.gguf'
 	@echo 'make real-judge   a real model as the teacher: calibrated, in a run, and in the signal study; LLAMA=PYTHON DATA=DIR; hours'
 	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
 	@echo 'make bench-viewer  ropd view on 10,000 groups next to 1,000: first row, opening a group, memory; two minutes'
@@ -212,6 +213,11 @@ gpu-check tpu-check: %-check: $(VENV)/core.stamp
 # LLAMA: an interpreter that has xllamacpp, or llama-server; MODELS: --model NAME=FILE.gguf, for each model
 bench-judge: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.judge --server '$(LLAMA)' $(MODELS)
+
+# ORACLES: an interpreter that has autorubric, rubric-reward-lens and reward-doctor; LLAMA: one that has xllamacpp; JUDGE: a
+# GGUF file. Without JUDGE, only the part that needs no model. The same command resumes.
+bench-oracles: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.oracles --oracles '$(ORACLES)' $(if $(JUDGE),--server '$(LLAMA)' --model '$(JUDGE)',--parts outputs) $(ARGS)
 
 # LLAMA: an interpreter that has xllamacpp, or llama-server; DATA: a directory with gsm8k_test.jsonl; ARGS: stages and flags, e.g.
 # ARGS="setup study --groups 4". The same command continues. 1.7 GB of packages.

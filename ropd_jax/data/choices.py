@@ -31,6 +31,10 @@ _SECOND = re.compile(  # another letter right after it
     rf"^\W*(?:(?i:or|and|nor|maybe|possibly|perhaps|alternatively|but)\b|[/&,+;|-]+\s*{_OTHER}\s*(?:\W|$))"
     rf"|\b(?i:or|maybe|possibly|perhaps)\s+{_OTHER}[\s).\]:,;]*(?:$|[).:\]])|\band\s+(?:\([A-J]\)|[A-J]\))"
 )
+_RETRACTED = re.compile(  # "C. No, wait: D"
+    rf"\b(?i:wait|actually|correction|scratch that|on second thoughts?|hmm+)\b\W{{0,4}}"
+    rf"(?:(?i:no|it's|it|is|the|correct|right)\b\W{{0,4}}){{0,4}}{_OTHER}\s*(?:\W|$)"
+)
 _INSTEAD = re.compile(rf"\b(?i:not|rather than|instead of)\s+{_OTHER}")
 _MARKED = re.compile(  # a last line that is only a formatted letter; a bare one is not a statement
     r"[ \t]*(?:\*\*|__|\\boxed|\\text|\\math|\$|\\\(|\(|\[|`|(?i:option|choice)\b)"
@@ -71,7 +75,7 @@ def letter_of(content: str) -> str | None:
     if match["lower"] and more and not (closed and not match["left"]):  # "a good question"; "c) 5 m/s" is C
         return None
     fits = not rest[:1].isalnum() if closed else _TAIL.fullmatch(rest) is not None
-    if not fits or _SECOND.search(_INSTEAD.sub("", rest)):
+    if not fits or _SECOND.search(_INSTEAD.sub("", rest)) or _RETRACTED.search(rest):
         return None
     if match["upper"] == "I" and not closed and more:
         return None  # the pronoun

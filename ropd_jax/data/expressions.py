@@ -56,6 +56,9 @@ def parse(text: str) -> ast.expr:
 
 
 _SPELLING = (
+    (re.compile("\u03c0"), " pi "),
+    (re.compile("\u221a\\s*(\\d+|[a-z](?![a-z]))"), r"sqrt(\1)"),
+    (re.compile("\u221a"), "sqrt"),
     (re.compile(r"\\sqrt\s*(\d|[a-z](?![a-z]))"), r"sqrt(\1)"),
     (re.compile(r"\\([A-Za-z]+)"), r"\1"),
     (re.compile(r"\{"), "("),

@@ -66,6 +66,7 @@ _DOUBTED = re.compile(
 _CLAUSE = re.compile(r"[.!?;](?=\s)|,?\s(?:because|since|as|so|which|where)\b")
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s|$)")
 _ALTERNATIVE = re.compile(r"[\s$.,;)\]}*_\\]*(?:or\b|/|alternatively\b|maybe\b|perhaps\b)", re.I)
+_NEXT_LINE = re.compile(r"\s*\n[ \t*_]{0,8}(?:or|alternatively|maybe|perhaps|possibly)\b[^\n]{1,80}", re.I)  # "or 68"
 
 
 def final_answer(text: str) -> str | None:
@@ -124,7 +125,8 @@ def _statements(text: str) -> Iterator[Statement]:
     if box := last_boxes(text):
         at, end, content = box
         after = text[end : end + 80].partition("\n")[0]
-        yield Statement(BOX, at, content + after if _ALTERNATIVE.match(after) else content)
+        other = after if _ALTERNATIVE.match(after) else _next_line(text, end + len(after))
+        yield Statement(BOX, at, content + other)
     for match in _HASHES.finditer(text):
         heading = _STEP.match(text, match.end()) and "\n" in text[match.end() :].strip()
         if not heading:  # such as "#### 2. Add the parts"
@@ -152,9 +154,18 @@ def _from(text: str, kind: str, at: int, *, same_line: bool = False) -> Statemen
     if opened := _OPENED.match(text, begin, begin + 20):  # display math can take several lines
         close = text.find(_CLOSES[opened[1]], opened.end(), opened.end() + LONGEST)
         if close > line_end:
-            return Statement(kind, at, " ".join(text[opened.end() : close].split()))
-    content = text[begin : min(line_end, begin + LOOK)]
-    return Statement(kind, at, content.replace("```", "").partition("</answer>")[0])
+            after = _next_line(text, close + len(_CLOSES[opened[1]]))
+            return Statement(kind, at, " ".join(text[opened.end() : close].split()) + after)
+    content, closed, after = text[begin : min(line_end, begin + LOOK)].replace("```", "").partition("</answer>")
+    other = after if closed and _ALTERNATIVE.match(after) else _next_line(text, line_end)
+    return Statement(kind, at, content + other)
+
+
+def _next_line(text: str, at: int) -> str:
+    """The line after the one that ends at ``at`` if it offers another answer, on one line; else ""."""
+    found = _NEXT_LINE.match(text, at)
+    line = found.group().strip(" \n\t*_") if found else ""
+    return f" {line[:1].lower()}{line[1:]}" if line else ""
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes

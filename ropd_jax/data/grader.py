@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from ropd_jax.data import choices, golds, named
+from ropd_jax.data import choices, claims, golds, named
 from ropd_jax.data.final_answer import final_answer, last_box
 from ropd_jax.data.named import NUMBER_TASKS
 from ropd_jax.data.numbers import LONGEST, Quantity, number, quantity
@@ -55,7 +55,11 @@ __all__ = ["LONGEST", "BrokenScorer", "final_answer", "gradable", "grade", "last
 
 _BECAUSE = re.compile(r"(?:[.!?;]|,?\s+(?:because|since|as|so|which|where)\b|\s-|\s\()(?:\s|$)|,\s+(?:because|since)\b")
 _WORDY = frozenset(("yes", "no", "true", "false"))
-_EQUAL = re.compile(r"^[A-Za-z]\w{0,20}(?:\([a-z](?:,\s?[a-z])*\))?\s?=\s?")
+_ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)")
+_HEDGES = re.compile(r"\W*(?:or|but|possibly|perhaps|maybe|probably|unless|if|not?|yes|true|false)\b", re.I)
+_EQUAL = re.compile(r"^(?:[A-Za-z]\w{0,20}(?:\([a-z](?:,\s?[a-z])*\))?|\([a-z](?:,\s?[a-z])+\))\s?=\s?")
+_SIDE = re.compile(r"\\(?:[dt]?frac|sqrt|pi|cdot|times|left|right)(?![a-zA-Z])")  # can be in a value
+_UNIT = re.compile(r"\s*(?:\\[,; ])?\s*\\(?:text|mathrm|mbox)\s*\{\s*([A-Za-z][\w .^/-]*?)\s*\}(?:\^\{?\d\}?)?\W*$")
 
 
 class BrokenScorer(RuntimeError):
@@ -98,7 +102,7 @@ def grade(prompt: Prompt, text: str) -> bool | None:
     if same(found, prompt.answer):
         return True
     if prompt.task == named.MATH and (kind != golds.NUMBER or number(found) is None):  # two numbers need no algebra
-        return len(found) <= LONGEST and named.equal(prompt.answer, found)
+        return len(found) <= LONGEST and _verified(found, prompt.answer)
     return _same_formula(found, prompt.answer) if kind == golds.EXPRESSION else False
 
 
@@ -119,7 +123,7 @@ def same(found: str, gold: str) -> bool:
         return not got.unit or not wanted.unit or same_unit(got.unit, wanted.unit)
     if golds.kind(gold) == golds.EXPRESSION:
         return _same_expression(found, gold)
-    return any(_words(part) == _words(gold) for part in _readings(found))
+    return any(_ARTICLE.sub("", _words(part)) == _ARTICLE.sub("", _words(gold)) for part in _readings(found))
 
 
 def vote_of(found: str | None) -> str | None:
@@ -142,11 +146,13 @@ def _words(text: str) -> str:
 def _readings(found: str) -> list[str]:
     """The possible names in a statement: all of it, or the part before an explanation."""
     text = plain(found)
-    texts = [text, _EQUAL.sub("", text)]
-    if cut := _BECAUSE.search(text):
+    texts = [text]
+    if text.partition("=")[0].strip().casefold() not in _WORDY:  # "no = yes"
+        texts.append(_EQUAL.sub("", text))
+    if (cut := _BECAUSE.search(text)) and not claims.is_retracted(text[cut.start() :]):
         texts.append(text[: cut.start()])
-    head, comma, _ = text.partition(",")
-    if comma and head.casefold() in _WORDY:  # "Yes, it is prime"
+    head, comma, rest = text.partition(",")
+    if comma and head.casefold() in _WORDY and not _HEDGES.match(rest):  # "Yes, it is prime"
         texts.append(head)
     return texts
 
@@ -166,8 +172,21 @@ def _same_expression(found: str, gold: str) -> bool:
             return True
         ours, theirs = _items(text), _items(gold)
         if theirs is not None and ours is not None and ours[0] == theirs[0] and len(ours[1]) == len(theirs[1]):
+            if theirs[0] == "{}":
+                return _same_set(ours[1], theirs[1])
             return all(same(a, b) for a, b in zip(ours[1], theirs[1], strict=True))
     return False
+
+
+def _same_set(found: list[str], gold: list[str]) -> bool:
+    """Equal item by item in any order."""
+    left = list(gold)
+    for item in found:
+        match = next((i for i, other in enumerate(left) if same(item, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
 
 
 def _items(text: str) -> tuple[str, list[str]] | None:
@@ -192,12 +211,41 @@ def _same_formula(found: str, gold: str) -> bool | None:
     """Compares by algebra, in the child; None if it cannot decide."""
     if _items(gold) is not None or not re.search(r"[A-Za-z\d]", plain(gold)) or "begin" in gold:
         return False
+    found = _without_unit(found) if _UNIT.search(gold) is None else found
     reply = _child.ask({"formula": _EQUAL.sub("", plain(found)), "gold": _EQUAL.sub("", plain(gold))})
     right = reply.get("right")
     if not isinstance(right, bool):
         log.debug("a formula is ungraded: %s", reply.get("error"))
         return None
     return right
+
+
+def _without_unit(found: str) -> str:
+    r"""``2\pi \text{ cm}`` without its unit."""
+    unit = _UNIT.search(found)
+    known = unit and quantity(f"1 {unit[1]}")
+    return found[: unit.start()] if unit and known and known.unit else found
+
+
+def _verified(found: str, gold: str) -> bool | None:
+    """Compares by math-verify; None if it cannot decide.
+
+    math-verify finds the gold answer in a text that also denies it or offers another value, and reads only the last
+    side of an equation. So the text must claim one value, and each side that is a value must be the gold answer.
+    """
+    if not claims.is_single(found, gold):
+        return False
+    right = named.equal(gold, found)
+    if right and "=" in found and "=" not in gold:
+        sides = [side for side in found.split("=")[:4] if _is_value(side, gold)]
+        return all(named.equal(gold, side) is not False for side in sides)
+    return right
+
+
+def _is_value(side: str, gold: str) -> bool:
+    """True for a side with the letters of the gold answer that is not a name: ``2x + 3`` for ``3x``, not ``f'(x)``."""
+    bare, known = (set(re.findall(r"[A-Za-z\\]", _SIDE.sub("", text))) for text in (side, gold))
+    return bool(side.strip(" $")) and bare <= known and _EQUAL.match(f"{plain(side)} =") is None
 
 
 def check_scorer(prompt: Prompt, where: str) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ropd_jax.data.expressions import NotAFormula, TooLarge, parse, value
 from ropd_jax.data.plain import plain
-from ropd_jax.data.units import NO_UNIT, SCALES, SINGLE, TOUCHING
+from ropd_jax.data.units import NO_UNIT, SCALES, SINGLE, TOUCHING, same_unit
 
 LOOK = 1_000  # characters of a line that are read, including its explanation
 LONGEST = 200  # characters of a final answer; longer ones count as wrong, without being parsed
@@ -198,9 +198,17 @@ def _equation(text: str, depth: int) -> Quantity | None:
         computed = _computed(side)
         if computed is not None and computed != found.value:
             return None
+        if computed is None and _other_measure(side, found, depth):
+            return None
         if computed is None and (re.search(r"\d\s*[,;]|[,;]\s*\S|\b(?:or|and)\b", side) or not side):
             return None
     return found
+
+
+def _other_measure(side: str, found: Quantity, depth: int) -> bool:
+    """True for "7 meters" of "7 meters = 5 meters"; "5 m = 500 cm" is a conversion."""
+    other = _stated(side, depth + 1) if depth < 2 else None
+    return other is not None and bool(other.unit) and other.value != found.value and same_unit(other.unit, found.unit)
 
 
 def _computed(side: str) -> Fraction | None:

@@ -51,7 +51,8 @@ _LATEX = [
     (re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])"), " degrees "),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
 ]
-_FRAC = re.compile(r"(\d\s*)?\\frac\s*(?:\{([^{}]*)\}|\s?(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_PART = r"\{((?:[^{}]|\{[^{}]*\})*)\}"  # a root in it has braces of its own
+_FRAC = re.compile(rf"(\d\s*)?\\frac\s*(?:{_PART}|\s?(\d))\s*(?:{_PART}|(\d))")
 _SIMPLE = re.compile(r"\s*(?:[\d.,]+|\\[A-Za-z]+|[A-Za-z])\s*")
 _TAG = re.compile(r"</?(?:b|strong|i|em|u|br|p|code|span|answer)\s?/?>", re.I)
 _BOLD = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
@@ -78,7 +79,9 @@ def plain(text: str) -> str:
 def _bare(text: str) -> str:
     for pattern, by in _LATEX:
         text = pattern.sub(by, text)
-    return _FRAC.sub(_fraction, text)
+    for _ in range(3):  # fractions of fractions
+        text = _FRAC.sub(_fraction, text)
+    return text
 
 
 def _unwrapped(match: re.Match[str]) -> str:

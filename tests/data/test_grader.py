@@ -74,6 +74,87 @@ def test_answers_are_compared_as_exact_numbers_or_else_as_text(found, gold, want
     assert same(found, gold) is want
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: {g}\nor {w}",
+        "#### {g}\nor {w}",
+        "The answer is {g}\nor maybe {w}",
+        "\\boxed{{{g}}}\nor {w}",
+        "<answer>{g}</answer> or {w}",
+        "Answer: {g}\n**Alternatively**, {w}",
+        "Answer:\n$$\n{g}\n$$\nor {w}",
+    ],
+)
+@pytest.mark.parametrize(("g", "w"), [("34", "68"), ("3x + 2", "4x + 7"), ("C", "D"), ("yes", "no"), ("Eve", "Tom")])
+def test_another_answer_on_the_next_line_is_a_hedge(text, g, w):
+    one = Prompt("p", (Message("user", "q"),), answer=g)
+    assert grade(one, text.format(g=g, w=w)) is False
+
+
+def test_the_same_value_on_the_next_line_is_no_hedge():
+    one = Prompt("p", (Message("user", "q"),), answer="34")
+    assert grade(one, "Answer: 34\nOr 34.0") is True and grade(one, "\\boxed{34}\nOr, equivalently, 68/2.") is True
+    assert grade(one, "Answer: 34\n\nOr is it? No doubt about it.") is False  # read as an alternative
+    assert grade(one, "Answer: 34\nOrdering the parts is not needed.") is True
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("yes", "yes, possibly no"),
+        ("yes", "yes, or perhaps no."),
+        ("yes", "yes. No, wait: no."),
+        ("yes", "no = yes"),
+        ("Eve", "Eve. No, wait: Tom."),
+        ("C", "C. No, wait: D."),
+        ("C", "C. Actually, it is (D)."),
+        ("5 meters", "7 meters = 5 meters"),
+        ("50%", "25% = 50%"),
+    ],
+)
+def test_an_answer_that_is_taken_back_or_doubted_is_wrong(gold, text):
+    assert grade(Prompt("p", (Message("user", "q"),), answer=gold), f"Answer: {text}") is False
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("yes", "yes. No prime divides it."),
+        ("yes", "yes, it is prime"),
+        ("C", "C. No change in the pressure"),
+        ("C", "C. Actually a decrease in cost"),
+        ("500 cm", "5 m = 500 cm"),
+        ("5 apples", "3 apples + 2 apples = 5 apples"),
+        (r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2"),
+        (r"\frac{\sqrt{3}}{2}", r"\frac{1}{2}\sqrt3"),
+        (r"\frac{\sqrt{3}}{2}", "\u221a3/2"),
+        ("\u221a12", r"2\sqrt{3}"),
+        (r"\frac{\frac{x}{2}}{3}", "x/6"),
+        (r"2\pi", "2\u03c0"),
+        (r"2\pi r", "2\u03c0r"),
+        (r"2\pi", r"2\pi \text{ cm}"),
+        ("(1, 2)", "(x, y) = (1, 2)"),
+        ("{1, 2, 2}", r"\{2, 1, 2\}"),
+        ("the derivative", "derivative"),
+        ("Hague", "The Hague"),
+    ],
+)
+def test_another_spelling_of_the_gold_answer_is_right(gold, text):
+    assert grade(Prompt("p", (Message("user", "q"),), answer=gold), f"Answer: {text}") is True
+
+
+def test_a_set_has_no_order_but_a_pair_has():
+    one, pair = (Prompt("p", (Message("user", "q"),), answer=gold) for gold in ("{1, 2, 2}", "(1, 2)"))
+    assert grade(one, "Answer: {1, 1, 2}") is False and grade(one, "Answer: {1, 2}") is False
+    assert grade(pair, "Answer: (2, 1)") is False
+
+
+@pytest.mark.parametrize("text", [r"2\pi \text{ is wrong}", r"2\pi \text{ or } \pi", r"\pi \text{ cm}", "2\u03c0r"])
+def test_a_unit_does_not_hide_another_answer(text):
+    assert grade(Prompt("p", (Message("user", "q"),), answer=r"2\pi"), f"Answer: {text}") is False
+
+
 def test_number_of_a_hostile_text_is_none_at_once():
     begin = time.process_time()
     assert number("9" * 100_000) is None
