@@ -106,7 +106,7 @@ class Told:
         return {name: [x if len(x := next(each)) else nan for nan in unknown] for name in self.names}
 
     def batch(self, rows: Sequence[TokenSequence]) -> TrainBatch:
-        """The batch [A, b, T] that `scores` computes for these rows; its shape depends on their number alone."""
+        """The batch [A, b, T] that `scores` computes for these rows; its shape depends only on their number."""
         return self._laid_out(rows)[2]
 
     def _laid_out(
