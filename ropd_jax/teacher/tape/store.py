@@ -148,14 +148,18 @@ class Tape:
         self._version = VERSION  # the file's version; a read-only file can be older
 
     def check(self) -> None:
-        """Opens the file if it exists, else checks that it can be created. Does not create anything.
+        """Checks that the file can be opened, or that a missing one can be created. Does not create anything.
 
         Raises:
             ConfigurationError: the file is not a tape, or cannot be created.
         """
         if self.path.exists():
+            idle = self._db is None
             with self.using():
-                return
+                pass
+            if idle:
+                self.close()
+            return
         there = next(p for p in self.path.absolute().parents if p.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise ConfigurationError(
@@ -384,25 +388,45 @@ def tape_path(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _open(path: pathlib.Path, *, read_only: bool, fleeting: bool = False) -> sqlite3.Connection:
-    if read_only:
-        ways = ["mode=ro", "mode=ro&immutable=1"]  # the second is for a read-only directory, and creates no file
-        if fleeting and not path.with_name(f"{path.name}-wal").exists():
-            ways.reverse()
-        for options in ways:
-            db = sqlite3.connect(
-                f"{path.resolve().as_uri()}?{options}", uri=True, timeout=_WAIT_S, check_same_thread=False
-            )
-            with contextlib.suppress(sqlite3.OperationalError):
-                db.execute("SELECT count(*) FROM sqlite_master")
-                break
-            db.close()
-        _check_ours(db, path)
-        return db
+    db = _connect_to_read(path, fleeting) if read_only else _connect_to_write(path)
+    try:
+        if read_only:
+            _check_ours(db, path)
+        else:
+            _prepare(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _connect_to_read(path: pathlib.Path, fleeting: bool) -> sqlite3.Connection:
+    ways = ["mode=ro", "mode=ro&immutable=1"]  # the second is for a read-only directory, and creates no file
+    if fleeting and not path.with_name(f"{path.name}-wal").exists():
+        ways.reverse()
+    for options in ways:
+        db = _connect(f"{path.resolve().as_uri()}?{options}", uri=True)
+        with contextlib.suppress(sqlite3.OperationalError):
+            db.execute("SELECT count(*) FROM sqlite_master")
+            break
+        db.close()
+    return db
+
+
+def _connect_to_write(path: pathlib.Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         with contextlib.suppress(OSError):  # SQLite reports the error
             path.touch(mode=0o600)  # SQLite gives its -wal and -shm files the mode of this one
-    db = sqlite3.connect(path, timeout=_WAIT_S, check_same_thread=False)
+    return _connect(path)
+
+
+def _connect(path: str | pathlib.Path, *, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(path, uri=uri, timeout=_WAIT_S, check_same_thread=False)
+
+
+def _prepare(db: sqlite3.Connection, path: pathlib.Path) -> None:
+    """Makes a new file a tape, and brings an old tape to the present version."""
     old = bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     if old:
         _check_ours(db, path)
@@ -416,14 +440,12 @@ def _open(path: pathlib.Path, *, read_only: bool, fleeting: bool = False) -> sql
             db.execute(statement)
         db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {VERSION}")
-    return db
 
 
 def _check_ours(db: sqlite3.Connection, path: pathlib.Path) -> None:
     ours = db.execute("PRAGMA application_id").fetchone()[0] == _APPLICATION_ID
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if not ours or version > VERSION:
-        db.close()
         why = f"is a tape of version {version}, but this release reads up to {VERSION}" if ours else "is not a tape"
         raise ConfigurationError(f"{str(path)!r} {why}; name another file with teacher.tape.path", cause="no_tape")
 
