@@ -272,7 +272,8 @@ def _packed(path: str, out: pathlib.Path, models: list[str]) -> None:
         lines = pathlib.Path(scratch) / "tape.jsonl"
         for name in models:
             for tape in sorted((out / name).rglob(TAPE_NAME)):
-                export_tape(Tape(tape, read_only=True), lines)
+                with contextlib.closing(Tape(tape, read_only=True)) as reader:
+                    export_tape(reader, lines)
                 for line in lines.read_text(encoding="ascii").splitlines():
                     f.write(json.dumps({"tape": tape.relative_to(out).as_posix(), "line": line}) + "\n")
 
@@ -290,7 +291,8 @@ def _unpacked(path: str, out: pathlib.Path) -> dict[str, str]:
                 raise SystemExit(f"{path}: {place!r} leaves the directory; expected a file that --export wrote")
             (out / place).parent.mkdir(parents=True, exist_ok=True)
             file.write_text("\n".join(rows) + "\n", encoding="ascii")
-            import_tape(Tape(out / place), file)
+            with contextlib.closing(Tape(out / place)) as tape:
+                import_tape(tape, file)
     return dict.fromkeys((place.split("/")[0] for place in lines), "http://127.0.0.1:1/v1")
 
 

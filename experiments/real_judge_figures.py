@@ -15,6 +15,7 @@ fewer than five problems has no interval, because a bootstrap of so few is not r
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -261,9 +262,9 @@ def cost(tape: pathlib.Path, groups: Groups) -> dict[str, float] | None:
     """Mean calls, tokens and seconds of the verifier per group; None without the tape."""
     if not tape.exists() or not groups:
         return None
-    reader = Tape(tape, read_only=True)
     keys = [call.key for g in groups.values() for call in g.judgement.calls if call.role == "verify"]
-    replies = [entry.reply for key in keys if (entry := reader.entry(key)).reply is not None]
+    with contextlib.closing(Tape(tape, read_only=True)) as reader:
+        replies = [entry.reply for key in keys if (entry := reader.entry(key)).reply is not None]
     if not replies or any(r.latency_s is None or r.usage.input_tokens is None for r in replies):
         return None
     sums = {

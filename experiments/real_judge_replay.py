@@ -12,6 +12,7 @@ rebuilds them from your copy of the data, and looks up the replies by their hash
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -90,7 +91,8 @@ def replies_of(tape: pathlib.Path) -> list[dict[str, Any]]:
     """Key, role, reply and failures of each request of a tape; the requests are left out."""
     with tempfile.TemporaryDirectory() as scratch:
         file = pathlib.Path(scratch) / "tape.jsonl"
-        export_tape(Tape(tape, read_only=True), file)
+        with contextlib.closing(Tape(tape, read_only=True)) as reader:
+            export_tape(reader, file)
         lines = [json.loads(line) for line in file.read_text(encoding="ascii").splitlines()[1:]]
     kept = ("text", "usage", "latency_s")
     return [

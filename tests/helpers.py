@@ -14,6 +14,7 @@ import numpy as np
 
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.tape.store import Tape
 from tests.loopback import on_own_thread
 
 CONFIG_FILE = """
@@ -97,6 +98,12 @@ def local_rows(name):
     if not path.exists():
         pytest.skip(f"{path.name} is not here (its text is not in the repository)")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def tape_keys(path: pathlib.Path) -> set[str]:
+    """The keys of all requests on a tape."""
+    with contextlib.closing(Tape(path, read_only=True)) as tape:
+        return tape.keys()
 
 
 def trees_max_diff(a, b) -> float:

@@ -289,9 +289,11 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
     method = load_method(cfg.method, cfg)
     check_exact(cfg.rewards.exact_weight, method, cfg.method)
     check_gradable(cfg.rewards.exact_weight, prompts)
-    rows = plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=recorded)
-    if recorded:
-        recorded.close()
+    try:
+        rows = plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=recorded)
+    finally:
+        if recorded:
+            recorded.close()
     checks = asyncio.run(check(cfg, prompts, tuple(method.asks))) if calls and cfg.teacher.tape.mode != "replay" else []
     if calls and cfg.sampling.engine != "own":
         checks.append(check_rollouts(cfg))

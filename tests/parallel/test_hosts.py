@@ -24,12 +24,11 @@ from ropd_jax.configs import load_config
 from ropd_jax.data.load import load_prompts
 from ropd_jax.evaluation.run import evaluate
 from ropd_jax.parallel import hosts
-from ropd_jax.teacher.tape.store import Tape
 from ropd_jax.train import train
 from ropd_jax.types import UserError
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.groups import read_groups
-from tests.helpers import restore_raw, trees_max_diff, xla_flags
+from tests.helpers import restore_raw, tape_keys, trees_max_diff, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
@@ -220,8 +219,8 @@ def test_two_hosts_go_on_from_a_checkpoint_of_one_on_another_mesh(config, one, t
         assert [host.finish() for host in both] == [0, 0], both[0].said + both[1].said
     here, there = check_equal(workdir, one)
     assert here["stats"]["calls"] == there["stats"]["calls"]
-    keys = [Tape(workdir / name, read_only=True).keys() for name in ("tape.sqlite", "tape.1.sqlite")]
-    assert keys[0] == keys[1] and keys[0] < Tape(one / "tape.sqlite", read_only=True).keys()  # each tape is whole
+    first, second = (tape_keys(workdir / name) for name in ("tape.sqlite", "tape.1.sqlite"))
+    assert first == second and first < tape_keys(one / "tape.sqlite")  # each tape is whole
 
 
 @pytest.mark.timeout(600)
