@@ -33,6 +33,8 @@ import sys
 import time
 from typing import Any
 
+from ropd_jax.plan import gpu
+
 SLICES = ("v5e:4x4", "v6e:2x2", "v5p:2x2x1", "h100x8")
 PROGRAMS = ("decode", "prefill", "update")
 GHZ = {"v5e": 1.5}  # others are not published
@@ -81,8 +83,9 @@ def read(file: str | None) -> dict[str, dict]:
 
 
 def installed(name: str) -> bool:
+    """Whether the compiler for a slice is there."""
     if name.startswith("h100"):
-        return importlib.util.find_spec("jax_plugins.xla_cuda12") is not None
+        return not gpu.missing()
     return importlib.util.find_spec("libtpu") is not None
 
 

@@ -150,3 +150,13 @@ ENTRY %main.3 (a: f32[100]) -> f32[100] {
 
 def test_a_loop_around_a_ring_that_is_unrolled_counts_in_its_steps():
     assert collectives(RING, passes=99) == [Collective("collective-permute", 8, 8 * 400)]  # 4 passes of 2
+
+
+def test_the_benchmark_leaves_out_a_slice_whose_compiler_is_not_installed(monkeypatch, capsys):
+    from benchmarks import hlo as benchmark
+
+    monkeypatch.setattr(benchmark.gpu, "PACKAGES", {"no_such_package.xla_cuda12": "jax-cuda12-plugin"})
+    monkeypatch.setattr("sys.argv", ["hlo", "--slice", "h100x8"])
+    benchmark.main()
+    said = capsys.readouterr()
+    assert "h100x8: its compiler is not installed, left out" in said.err and "h100x8" not in said.out
