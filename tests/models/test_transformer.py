@@ -242,7 +242,7 @@ def test_every_field_of_rope_scaling_changes_the_output(field):
         (dict(activation="relu"), "activation='relu'"),
         (dict(window=3, local_layers=(True,)), "local_layers names 1 layers"),
         (dict(no_rope_layers=(True,)), "no_rope_layers names 1 layers"),
-        (dict(num_experts=4), "experts_per_token=0 of num_experts=4"),
+        (dict(num_experts=4), "experts_per_token=0 with num_experts=4"),
         (dict(num_heads=3), "num_heads=3"),
         (dict(head_dim=7), "head_dim=7 is odd"),
     ],
