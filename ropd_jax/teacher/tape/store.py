@@ -389,14 +389,13 @@ def tape_path(name: str | os.PathLike[str]) -> pathlib.Path:
 
 def _open(path: pathlib.Path, *, read_only: bool, fleeting: bool = False) -> sqlite3.Connection:
     db = _connect_to_read(path, fleeting) if read_only else _connect_to_write(path)
-    try:
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(db.close)
         if read_only:
             _check_ours(db, path)
         else:
             _prepare(db, path)
-    except BaseException:
-        db.close()
-        raise
+        on_error.pop_all()
     return db
 
 
