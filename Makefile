@@ -214,7 +214,7 @@ gpu-check tpu-check: %-check: $(VENV)/core.stamp
 bench-judge: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.judge --server '$(LLAMA)' $(MODELS)
 
-# ORACLES: an interpreter that has autorubric, rubric-reward-lens and reward-doctor; LLAMA: one that has xllamacpp; JUDGE: a
+# ORACLES: an interpreter that has autorubric, rubric-reward-lens and reward-doctor; LLAMA: as for bench-judge; JUDGE: a
 # GGUF file. Without JUDGE, only the part that needs no model. The same command resumes.
 bench-oracles: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.oracles --oracles '$(ORACLES)' $(if $(JUDGE),--server '$(LLAMA)' --model '$(JUDGE)',--parts outputs) $(ARGS)

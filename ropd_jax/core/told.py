@@ -82,10 +82,11 @@ class ToldLayout:
 
     def rows(self, sequences: Sequence[TokenSequence]) -> dict[str, ToldRows]:
         """The told rows by context; a completion that is not told the context, or too long behind it, is in none."""
-        return {name: self._rows(sequences, name) for name in self.names}
+        places = self.places(sequences)
+        return {name: self._rows(sequences, name, places) for name in self.names}
 
-    def _rows(self, sequences: Sequence[TokenSequence], name: str) -> ToldRows:
-        behind, places = self._behind(sequences, name), self.places(sequences)
+    def _rows(self, sequences: Sequence[TokenSequence], name: str, places: Sequence[Sequence[int]]) -> ToldRows:
+        behind = self._behind(sequences, name)
         yes_B = np.ones(len(behind), bool)
         told = make_batch(
             behind, np.zeros(len(behind), np.float32), yes_B, yes_B, self.most, places=places, row_len=self.told_len

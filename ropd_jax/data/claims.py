@@ -3,7 +3,7 @@ r"""Whether a final answer gives its value as the one answer, or also denies it,
     34 or 68, 68 (or 34), 34 \text{ is wrong}, > 34, \neq 34, 68 <!-- 34 -->     no single claim
     C. No, wait: D                                                              taken back
 
-The numbers of `ropd_jax.data.numbers` are read completely, so these forms are no number. This module is for the other
+The numbers of `ropd_jax.data.numbers` are read completely, so these forms are not numbers. This module is for the other
 graders: math-verify ignores such words, and finds the gold answer in any of the texts above.
 """
 

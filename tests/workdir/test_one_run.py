@@ -12,18 +12,13 @@ import pytest
 
 import ropd_jax as ropd
 from experiments import quickstart
+from tests.runs.test_train import tiny_config
 
 
 def tiny_run():
-    """The quickstart, cut down to two steps."""
-    cfg = quickstart.get_config()
-    cfg.mesh.fsdp = 1
-    cfg.steps = 2
-    cfg.data.size, cfg.data.heldout_size = 200, 32
-    cfg.data.prompts_per_step, cfg.sampling.rollouts = 4, 4
-    cfg.eval.prompts_at_once, cfg.eval.sampled = 32, False
-    cfg.log.trackers = ()
-    return cfg
+    """Two steps of the quickstart that write no checkpoint between them."""
+    every = quickstart.get_config().checkpoint.every
+    return tiny_config(eval__prompts_at_once=32, eval__sampled=False, checkpoint__every=every).unlock()
 
 
 @pytest.fixture(scope="module")
