@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import socket
+import threading
 import urllib.request
 
 import pytest
@@ -26,6 +27,7 @@ def gcs() -> str:
     pytest.importorskip("gcsfs")
     objects.download = _with_generation(objects.download)
     server_module = importlib.import_module("gcp_storage_emulator.server")
+    server_module.Router.handle = _one_at_a_time(server_module.Router.handle)
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
     os.environ |= {
@@ -40,6 +42,18 @@ def gcs() -> str:
     server.start()
     atexit.register(server.stop)
     return "gs://bkt"
+
+
+def _one_at_a_time(handle):
+    """The server has a thread for each connection, and its threads change the same dicts: a listing fails if an object
+    is written meanwhile, and a removal loses such an object."""
+    lock = threading.Lock()
+
+    def locked(*args, **options):
+        with lock:
+            return handle(*args, **options)
+
+    return locked
 
 
 def _with_generation(download):

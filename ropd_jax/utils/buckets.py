@@ -82,7 +82,7 @@ def prepare(url: str, what: str = "") -> Any:
 
 
 @contextlib.contextmanager
-def _reported(verb: str, url: str, what: str) -> Iterator[None]:
+def reported(verb: str, url: str, what: str = "") -> Iterator[None]:
     """Converts all errors of a bucket's libraries, which share no base class, to one line."""
     try:
         yield
@@ -107,7 +107,7 @@ def listing(url: str, what: str = "") -> dict[str, dict[str, Any]]:
         UserError: the bucket does not exist or cannot be read.
     """
     fs = prepare(url, what)
-    with _reported("read", url, what):
+    with reported("read", url, what):
         try:
             found = fs.ls(url, detail=True)
         except FileNotFoundError:
@@ -150,7 +150,7 @@ def pull(
     known = _versions(place)
     versions = {name: version(info) for name, info in remote.items()}
     todo = [n for n in remote if known.get(n) != versions[n] or not (place / n).is_file()]
-    with _reported("read", url, what):
+    with reported("read", url, what):
         fetch(fs, {str(remote[name]["name"]): place / name for name in todo})
     if todo:
         (place / VERSIONS).write_text(json.dumps(known | versions), encoding="utf-8")
@@ -176,7 +176,7 @@ def copied(url: str, place: pathlib.Path, what: str = "") -> pathlib.Path:
         UserError: the file or directory does not exist or cannot be read.
     """
     fs = prepare(url, what)
-    with _reported("read", url, what):
+    with reported("read", url, what):
         if not fs.isdir(url):
             info = fs.info(url)
             folder = place.parent
@@ -193,7 +193,7 @@ def copied(url: str, place: pathlib.Path, what: str = "") -> pathlib.Path:
 def matching(pattern: str) -> list[str]:
     """The URLs that match a pattern, in sorted order."""
     fs = prepare(pattern)
-    with _reported("read", pattern, ""):
+    with reported("read", pattern, ""):
         return sorted(f"{pattern.partition('://')[0]}://{name.lstrip('/')}" for name in fs.glob(pattern))
 
 
@@ -237,7 +237,7 @@ def put(files: Mapping[str, pathlib.Path], url: str, what: str = "") -> None:
         UserError: one of them cannot be written.
     """
     fs = prepare(url, what)
-    with _reported("write", url, what):
+    with reported("write", url, what):
         if files:
             fs.put([str(path) for path in files.values()], [*files])
 
@@ -251,7 +251,7 @@ def append(url: str, tail: bytes) -> None:
         UserError: it cannot be written; then the file is unchanged, or extended by the whole tail.
     """
     fs = prepare(url)
-    with _reported("write", url, ""):
+    with reported("write", url, ""):
         if url.startswith("gs://"):
             part = f"{url}.tail"
             fs.pipe_file(part, tail)
@@ -265,7 +265,7 @@ def append(url: str, tail: bytes) -> None:
 def size(url: str) -> int | None:
     """Bytes of a file; None if there is no such file."""
     fs = prepare(url)
-    with _reported("read", url, ""):
+    with reported("read", url, ""):
         try:
             return fs.info(url)["size"]
         except FileNotFoundError:
@@ -276,5 +276,5 @@ def remove(urls: Sequence[str]) -> None:
     """Delete files, and folders with all their contents."""
     if urls:
         fs = prepare(urls[0])
-        with _reported("write", urls[0], ""):
+        with reported("write", urls[0], ""):
             fs.rm([*urls], recursive=True)

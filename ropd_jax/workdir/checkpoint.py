@@ -25,6 +25,7 @@ from etils import epath
 from ropd_jax.parallel import hosts
 from ropd_jax.types import UserError
 from ropd_jax.utils import tracing
+from ropd_jax.utils.buckets import reported
 from ropd_jax.utils.paths import is_url, local_file
 from ropd_jax.utils.writing import WriteError
 from ropd_jax.workdir import checksums
@@ -261,12 +262,16 @@ class Checkpoints:
         return Restored(step, trees.pop("state"), host, trees)
 
     def _damage(self, step: int) -> str:
-        """What is wrong with a checkpoint's files; "" if nothing. The hosts share the work."""
+        """What is wrong with a checkpoint's files; "" if nothing. The hosts share the work.
+
+        Raises:
+            UserError: a bucket cannot be read. Then nothing is known of the files, and they stay as they are.
+        """
         directory, begin = self.directory / str(step), time.monotonic()
         if not hosts.broadcast_from_host0(checksums.sealed(directory)):
             log.info("checkpoint %s has no checksums (an earlier version wrote it): damage can go unnoticed", directory)
             return ""
-        found = checksums.damage(directory, share=(hosts.index(), hosts.count()))
+        found = _changed(directory, share=(hosts.index(), hosts.count()))
         problem = next((text for text in hosts.exchange(found) if text), "")
         if not problem:
             megabytes, seconds = checksums.size(directory) / 1e6, time.monotonic() - begin
@@ -423,4 +428,10 @@ def _problem(directory: epath.Path) -> str:
     if not checksums.sealed(directory):
         log.info("checkpoint %s has no checksums (an earlier version wrote it): damage can go unnoticed", directory)
         return ""
-    return checksums.damage(directory)
+    return _changed(directory)
+
+
+def _changed(directory: epath.Path, share: tuple[int, int] = (0, 1)) -> str:
+    """`checksums.damage`; a bucket that does not answer is a UserError."""
+    with reported("read", str(directory)) if is_url(directory) else contextlib.nullcontext():
+        return checksums.damage(directory, share=share)

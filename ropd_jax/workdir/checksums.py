@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from etils import epath
 
+from ropd_jax.utils.paths import is_url
+
 NAME = "checksums"  # name of the list in the directory, and prefix of the names of its parts
 THREADS = 8  # zlib and reads release the GIL
 BLOCK = 1 << 22  # bytes read at once
@@ -85,12 +87,19 @@ def damage(directory: epath.Path, *, share: tuple[int, int] = (0, 1)) -> str:
 
     Args:
         share: (i, n): check only every n-th file, starting with the i-th; the list itself is always checked.
+
+    Raises:
+        OSError: a bucket does not answer. That says nothing about its files. On a disk, a file that cannot be read is
+            damaged.
     """
     try:
         expected = _parse((directory / NAME).read_text())
+    except FileNotFoundError:
+        return f"{NAME} is missing"
     except (ValueError, OSError) as error:
-        gone = isinstance(error, FileNotFoundError)
-        return f"{NAME} is missing" if gone else f"{NAME} is damaged ({_first_line(error)})"
+        if isinstance(error, OSError) and is_url(directory):
+            raise
+        return f"{NAME} is damaged ({_first_line(error)})"
     names = sorted(expected)[share[0] :: share[1]]
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         problems = threads.map(lambda name: _problem(directory / name, expected[name]), names)
@@ -103,6 +112,8 @@ def _problem(file: epath.Path, expected: Sum) -> str:
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
+        if is_url(file):
+            raise
         return f"cannot be read ({error.strerror or _first_line(error)})"
     if found.bytes != expected.bytes:
         return f"has {found.bytes:,} bytes, but {expected.bytes:,} were written"

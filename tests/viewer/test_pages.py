@@ -75,6 +75,11 @@ def test_a_chart_is_read_zoomed_and_left_by_mouse_and_keyboard(folder, browser):
         page.mouse.dblclick(box["x"] + 20, box["y"] + 40)
         page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 40)
         expect(page.locator("figcaption").first).to_contain_text("step 6")
+        page.wait_for_timeout(600)
+        assert "groups" not in page.url  # nor does the first click of a double click lead to the groups
+        page.mouse.click(box["x"] + 2, box["y"] + 40)
+        expect(page.locator(".groups")).to_be_visible()
+        assert page.url.endswith("#/a_s0/groups?step=0")
         page.close()
         page = view.open("#/a_s0")
         page.locator(".plot").first.focus()

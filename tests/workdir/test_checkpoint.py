@@ -22,10 +22,12 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.setup import read_config
 from ropd_jax.training.update import State
 from ropd_jax.types import UserError
+from ropd_jax.utils import buckets
 from ropd_jax.workdir import checksums
 from ropd_jax.workdir.checkpoint import Checkpoints, saved_params, surplus_steps
 from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.orbax_io import Writer
+from tests.buckets import gcs
 from tests.helpers import TINY, trees_max_diff
 
 
@@ -244,6 +246,24 @@ def test_a_run_of_which_all_checkpoints_are_damaged_does_not_begin_again(two_sav
     shutil.copyfile(two_saved / "4" / "host" / "metadata", directory / "4" / "host" / "metadata")
     with opened(directory) as checkpoints:
         assert checkpoints.restore_newest(numbers(0)).step == 4
+
+
+def test_a_bucket_that_does_not_answer_is_not_taken_for_damage(two_saved, monkeypatch):
+    url = f"{gcs()}/silent/checkpoints"
+    buckets.push(two_saved / "4", f"{url}/4")
+    for name in ("_sum_file", "_parse"):  # while a file is read, and while the list is
+        with monkeypatch.context() as patch, opened(epath.Path(url)) as checkpoints:
+            patch.setattr(checksums, name, refuse)
+            with pytest.raises(UserError, match=r"cannot read gs://bkt/silent/checkpoints/4 \(.*reset"):
+                checkpoints.restore_newest(numbers(0))
+            with pytest.raises(UserError, match=r"cannot read gs://bkt/silent/checkpoints/4 \(.*reset"):
+                saved_params(url, None, {})
+    with opened(epath.Path(url)) as checkpoints:
+        assert checkpoints.restore_newest(numbers(0)).step == 4
+
+
+def refuse(*args):
+    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 
 
 def without_checksums(directory):

@@ -9,6 +9,7 @@ import uPlot from "./vendor/uPlot.esm.js";
 import { el, number } from "./dom.js";
 
 const HIGH = 150, SYNC = "steps";
+const DOUBLE_CLICK = 300; // ms in which a second click may follow
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const faint = (colour, share) => `color-mix(in srgb, ${colour} ${share}%, transparent)`;
 
@@ -68,7 +69,7 @@ export function chart(title, allLines, options = {}) {
   const ends = (l) => { const known = l.values.filter((v) => v !== null); return `${l.name} from ${number(known[0], 3)} to ${number(known.at(-1), 3)}`; };
   const box = el("div", { class: "plot", role: "img", tabindex: 0, "aria-label": `${title}: ${lines.map(ends).join(", ")}` });
   const figure = el("figure", {}, told, box);
-  let plot = null;
+  let plot = null, opens = 0;
   const tell = (index) => {
     const step = index === null || index === undefined ? null : columns.data[0][index];
     if (step === null) names();
@@ -104,7 +105,12 @@ export function chart(title, allLines, options = {}) {
     }, columns.data, box);
     let down = 0;
     plot.over.addEventListener("mousedown", (e) => { down = e.clientX; });
-    plot.over.addEventListener("click", (e) => { if (onstep && Math.abs(e.clientX - down) < 4 && plot.cursor.idx !== null) onstep(columns.data[0][plot.cursor.idx]); });
+    plot.over.addEventListener("click", (e) => {
+      clearTimeout(opens); // a second click makes a double click, which leaves the zoom and the page stays
+      if (!onstep || e.detail > 1 || Math.abs(e.clientX - down) >= 4 || plot.cursor.idx === null) return;
+      const step = columns.data[0][plot.cursor.idx];
+      opens = setTimeout(() => onstep(step), DOUBLE_CLICK);
+    });
   };
   box.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -126,7 +132,7 @@ export function chart(title, allLines, options = {}) {
   const scheme = matchMedia("(prefers-color-scheme: dark)");
   const recolour = () => { Object.assign(columns, aligned(lines, { weight, log })); if (wide) draw(wide); };
   scheme.addEventListener("change", recolour);
-  figure.leave = () => { seen.disconnect(); scheme.removeEventListener("change", recolour); plot?.destroy(); };
+  figure.leave = () => { clearTimeout(opens); seen.disconnect(); scheme.removeEventListener("change", recolour); plot?.destroy(); };
   return figure;
 }
 
