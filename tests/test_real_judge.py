@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 
 from benchmarks.llama_server import serving as llama_serving
-from experiments import real_judge, real_judge_figures, real_judge_models, real_judge_replay
+from experiments import real_judge, real_judge_figures, real_judge_models, real_judge_replay, real_judge_rules
 from experiments import real_judge_study as study
 from ropd_jax.calibration.bootstrap import Bootstrap
 from ropd_jax.configs import load_config
+from ropd_jax.data import instructions
+from ropd_jax.teacher.labels import read_labels
 from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.scripted.instructions import read, write
 from ropd_jax.training.setup import check_config
+from ropd_jax.types import Rollout, RolloutGroup
 from ropd_jax.workdir.groups import read_groups
 from tests.helpers import serving
 
@@ -356,6 +360,29 @@ def test_an_unknown_stage_is_refused(capsys):
     with pytest.raises(SystemExit):
         real_judge.main(["studdy"])
     assert "no stage is called 'studdy'" in capsys.readouterr().err
+
+
+def test_questions_with_both_kinds_of_answers_are_labelled_by_the_checks_of_ifeval(tmp_path):
+    def group(prompt, texts):
+        nothing = np.zeros(0, np.int32)
+        return RolloutGroup(prompt, nothing, tuple(Rollout(nothing, nothing, t, "stop") for t in texts), 0, 0)
+
+    first, second = instructions.items("train", 2, 0)
+    task = read(first.messages[-1].content)
+    bad, good = "Beaches, towns, and, " * 30, [write(task, i) for i in range(3)]
+    found = real_judge_rules.labelled([
+        group(first, [bad, good[0], "", good[1], good[2], bad]), group(second, [bad] * 5 + [good[0]]),
+    ])  # fmt: skip
+    assert [one.id for one in found] == [first.id]
+    assert [(a.text, a.correct) for a in found[0].answers] == [
+        (bad, False), (good[0], True), ("", False), (good[1], True),
+    ]  # fmt: skip
+    assert [c.text for c in found[0].criteria] == [f"Follows the rule: {rule.text}" for rule in task.rules]
+    for answer in found[0].answers:
+        assert answer.truth == tuple(rule.holds(answer.text) for rule in task.rules)
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(json.dumps(one.as_row()) + "\n" for one in found))
+    assert read_labels(file) == found
 
 
 def test_the_training_config_can_work():
