@@ -373,7 +373,7 @@ def load_config(file: str | os.PathLike[str], **overrides: Any) -> ConfigDict:
     for key in leaves(config):
         # A section that is empty in default() accepts any keys: data.options, teacher.references_from.
         if key not in known and not any(key.startswith(f"{k}.") for k in known):
-            raise UserError(f"{spec} sets {key}, which is not a key of ropd_jax/configs.py; {hint(key, known)}")
+            raise UserError(f"{spec} sets {key}, which is not a key of a config; {hint(key, known)}")
     for key, value in overrides.items():
         change(config, key.replace("__", "."), value)
     return config.lock()
@@ -463,7 +463,7 @@ def _explained(message: str) -> str:
     if found := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
         key, remedy = found[2], f"did you mean {found[1]}?"
     elif found := re.search(r'Key "(\w+)" does not exist', message):
-        key, remedy = found[1], "see ropd_jax/configs.py for all keys"
+        key, remedy = found[1], "ropd configs --keys= lists all keys"
     else:
         return message
     renamed = [f"{old} was renamed: write {new}" for old, new in RENAMED.items() if old.rpartition(".")[2] == key]

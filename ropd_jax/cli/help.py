@@ -31,7 +31,7 @@ def help_text(command: Command) -> str:
     if command.config == "optional":
         sections.setdefault("flags", []).append((CONFIG.shown, f"{CONFIG.help} Optional here."))
     if command.config:
-        text = "Changes one key of the config; it keeps its type. All keys are in ropd_jax/configs.py."
+        text = "Changes one key of the config; it keeps its type. ropd configs --keys explains them."
         sections.setdefault("flags", []).append((OVERRIDE, text))
     for title, rows in sections.items():
         parts.append("\n".join([title, *columns(rows)]))

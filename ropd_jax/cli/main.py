@@ -166,8 +166,9 @@ def overview() -> str:
         "  open runs/quickstart/curves.png                            reward, accuracy, length"
     )
     parts.append(
-        "change a setting (all keys are in ropd_jax/configs.py)\n"
-        "  ropd train --config quickstart --workdir runs/b --config.seed=1"
+        "change a setting\n"
+        "  ropd train --config quickstart --workdir runs/b --config.seed=1\n"
+        "  ropd configs --keys sampling                               explains the keys of the sampler"
     )
     parts.append("ropd help COMMAND, or ropd COMMAND --help, explains a command. ropd --version prints the version.")
     return "\n\n".join(parts) + "\n"

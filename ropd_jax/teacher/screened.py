@@ -26,7 +26,7 @@ async def screened_rubric(
     def screened(text: str) -> Rubric:
         nonlocal replies
         replies += 1
-        rubric = parse(text)
+        rubric = screening.about_the_answer(parse(text), prompt.question)
         problems = screening.screen(rubric, prompt.question)
         read.append((rubric, problems))
         if problems and replies == 1:

@@ -132,8 +132,8 @@ _ROLE: dict[str, Key] = {  # of teacher.reference and the other roles
     "max_output_tokens": _whole(1),
     "extra": _identity(TABLE),
 }
-_ROLES = {f"teacher.{role}.{name}": key for role in ("reference", "rubricator", "verifier", "scorer")
-          for name, key in _ROLE.items()}  # fmt: skip
+ROLES = ("reference", "rubricator", "verifier", "scorer", "judge")
+_ROLES = {f"teacher.{role}.{name}": key for role in ROLES[:-1] for name, key in _ROLE.items()}
 _JUDGE = {f"teacher.judge.{name}": _free(key) for name, key in _ROLE.items()}  # it does not affect rewards
 
 KEYS: dict[str, Key] = {

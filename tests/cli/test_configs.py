@@ -7,10 +7,12 @@ import pathlib
 import pytest
 
 from ropd_jax.cli import main as cli
+from ropd_jax.cli.configs import comments
 from ropd_jax.cli.flags import CONFIG, parse
 from ropd_jax.configs import load_config
 from ropd_jax.types import UserError
 from ropd_jax.utils import shipped
+from ropd_jax.workdir.keys import KEYS
 from tests.helpers import CONFIG_FILE
 
 TAKING = [command for command in cli.COMMANDS.values() if command.config in ("required", "optional")]
@@ -18,19 +20,46 @@ TAKING = [command for command in cli.COMMANDS.values() if command.config in ("re
 
 def test_every_config_is_listed_with_one_line(capsys):
     assert cli.main(["configs"]) == 0
-    listed, _, keys = capsys.readouterr().out.split("\n\n")
+    listed, _ = capsys.readouterr().out.split("\n\n")
     rows = [line.split(maxsplit=1) for line in listed.splitlines()]
     names = [row[0] for row in rows if row[0] in shipped.experiments("get_config")]
     own = [p.stem for p in shipped.folder("experiments").glob("*.py") if "\ndef get_config(" in p.read_text()]
     assert names == sorted(own) and {"quickstart", "mini", "qwen3_4b_math"} < set(names)
     assert all(len(row) == 2 for row in rows)
-    assert "def default()" in pathlib.Path(keys.split(": ")[1].strip()).read_text()
 
 
 def test_a_config_prints_its_description(capsys):
     assert cli.main(["configs", "mini"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(str(shipped.folder("experiments") / "mini.py")) and "setting   a teacher that" in out
+
+
+def test_every_key_has_an_explanation():
+    said = comments()
+    assert KEYS.keys() <= said.keys() and [key for key in KEYS if not said[key]] == []
+
+
+def explained(text, capsys):
+    """The blocks of ``ropd configs --keys TEXT``: those of the keys by name, and the last."""
+    assert cli.main(["configs", f"--keys={text}"]) == 0
+    *keys, last = capsys.readouterr().out.split("\n\n")
+    return {block.partition(" = ")[0]: block for block in keys}, last
+
+
+def test_keys_are_found_by_name_or_by_explanation(capsys):
+    found, last = explained("teacher.verifier", capsys)
+    assert (
+        list(found) == [key for key in KEYS if "teacher.verifier" in key]
+        and f"{len(found)} of {len(KEYS)} keys" in last
+    )
+    default, values, meaning = found["teacher.verifier.votes"].splitlines()
+    assert default == "teacher.verifier.votes = 1" and values.endswith("; identity") and "majority" in meaning
+    assert list(explained("Learning-Rate".replace("-", " "), capsys)[0]) == [
+        key for key in KEYS if "learning rate" in comments()[key].lower()
+    ]
+    assert list(explained("", capsys)[0]) == list(KEYS)
+    assert cli.main(["configs", "--keys", "verifer.votes"]) == 2
+    assert "teacher.verifier.votes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arg", ["", ":method=sft,setting=slips"])

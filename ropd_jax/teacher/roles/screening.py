@@ -74,6 +74,27 @@ def screen(rubric: Rubric, question: str) -> tuple[Problem, ...]:
     return tuple(found[c.id] for c in rubric.criteria if c.id in found)
 
 
+def about_the_answer(rubric: Rubric, question: str) -> Rubric:
+    """The rubric with "the answer" for "the student" where a criterion demands something of the student.
+
+    "The student's answers must name Paris" means "The answer must name Paris", and a grader who sees one answer can
+    decide it. Small models often write so, whatever the prompt says. Unchanged: what the student lacks ("The student's
+    answers do not name Paris" demands nothing), and every criterion of a question about students.
+    """
+    if screening_rules.ABOUT_STUDENTS.search(_plain(question)):
+        return rubric
+    return Rubric(tuple(dataclasses.replace(c, text=_about_the_answer(c.text)) for c in rubric.criteria))
+
+
+def _about_the_answer(text: str) -> str:
+    plain = text.strip().replace("\u2019", "'")
+    for start, instead in screening_rules.SUBJECTS:
+        reworded = start.sub(instead, plain)
+        if reworded != plain:
+            return screening_rules.OWN_ANSWER.sub("", reworded)
+    return text
+
+
 def explained(problems: Sequence[Problem]) -> str:
     """The problems in one sentence, for the re-ask."""
     return (

@@ -60,7 +60,7 @@ _WRITTEN = _words("claim proof essay wrote writes argu solved code program")
 _STUDENTS_TEXT = rf"\b{_STUDENTS}\W+(?:\w+\W+){{0,6}}?(?:{_WORK}|{_WRITTEN})"
 # "the reference(s)" after one of these words is something to compare with ...
 _COMPARED = _words(
-    "as like than match(?:es|ing|ed)? with equals? mirror(?:s|ing)? per follow(?:s|ing)? in from by of to unlike"
+    "as like than match(?:es|ing|ed)? with equals? mirror(?:s|ing)? per follow(?:s|ing)? in on from by of to unlike"
 )
 _THE_REFERENCES = (
     r"(?:(?:all|any|each|one|most|some|two|three|four) (?:of )?)?(?:the (?:two |three |four )?|both )references?"
@@ -76,7 +76,7 @@ MENTIONS: tuple[Rule, ...] = (
     _rule(rf"\b{_COMPARED} {_THE_REFERENCES}\b(?! {_REFERENCE_NOUN}\b)", r"\breferences?\b"),
     _rule(
         r"\b(?:the|both|all|most) references? "
-        + _words("state give show use do does agree contain include mention all both"),
+        + _words("state give show use do does agree contain include mention support limit all both"),
         r"\breferences?\b",
     ),
     _rule(r"\breferences? (?:answer |solution |no\. ?)?#?\d+\b", r"\breferences?\b"),
@@ -185,3 +185,34 @@ COMPARISONS: tuple[Rule, ...] = (
         "其他|其它|别的|另一",
     ),
 )
+
+# A criterion whose subject is the student, the author of the one answer that the verifier sees. What it demands of the
+# student it demands of the answer. What it says the student lacks is no demand, so these patterns do not match it.
+_MUST = r"(?:must|should|shall|(?:has|have|needs?|is required|are required|is expected|are expected) to)"
+_ITS = r"(?:(?:final|own|original|full|complete|written|intermediate) )*"
+_LACKS = (
+    r"(?:(?:does|is|has|was)(?:n't| not| no| never)\b|was\b|"
+    + _words("fails forgets omits misses lacks ignores")
+    + r"\b)"
+)
+_DONE = _words(
+    "answers states gives computes calculates writes mentions identifies explains shows concludes provides arrives "
+    "derives justifies recognizes recognises uses finds includes makes presents demonstrates interprets simplifies "
+    "solves reaches adds subtracts multiplies divides recalls avoids applies checks verifies describes follows "
+    "considers names lists contains satisfies adheres"
+)
+_LEARNER = r"^(?:(?:the|a|each|every) )?(?:student|pupil|learner)"
+_SINGULAR = r"(?:answer|solution|response|reply)"
+SUBJECTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(  # (the start of a criterion, what replaces it)
+    (re.compile(pattern, re.IGNORECASE), instead)
+    for pattern, instead in (
+        (rf"{_LEARNER}(?:'s|s'|s) ({_ITS}){_TEXT} (?={_MUST}\b)", r"The \1answer "),
+        (rf"{_LEARNER}'s ({_ITS}){_SINGULAR} (?!{_LACKS})(?=[a-z]+s\b)", r"The \1answer "),
+        (
+            rf"{_LEARNER} (?={_MUST}\b|(?:(?:also|correctly|explicitly|clearly|accurately) )*{_DONE}\b)",
+            "The answer ",
+        ),
+    )
+)
+OWN_ANSWER = re.compile(rf" in (?:their|his|her|his or her) (?:own )?{_TEXT}\b", re.IGNORECASE)
+ABOUT_STUDENTS = re.compile(rf"\b{_STUDENTS}\b", re.IGNORECASE)

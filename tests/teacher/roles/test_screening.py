@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from ropd_jax.teacher import MalformedError, Teacher, TransientError
 from ropd_jax.teacher.roles import screening
-from ropd_jax.teacher.roles.screening import MENTIONS, REPEATS, UNDECIDABLE, same_content, screen, without
+from ropd_jax.teacher.roles.screening import (
+    MENTIONS,
+    REPEATS,
+    UNDECIDABLE,
+    about_the_answer,
+    same_content,
+    screen,
+    without,
+)
 from ropd_jax.teacher.scripted import criteria as scripted
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
 from tests.helpers import local_rows
@@ -35,6 +43,7 @@ MENTIONING = [
     "Is consistent with the reference solution.", "Uses the method of the references.",
     "Follows the reference's approach.", "As in the references, each step is shown.",
     "Both references state 12, and so does this answer.", "Agrees with Reference 2.", "Like reference 1, names it.",
+    "Is based on the references provided.", "Says how the references support the claim.",
     "Includes what the reference includes.", "States the answer given in the reference.", "Matches the ground truth.",
     "The student states 42.", "The student's answer shows each step.", "Avoids the mistake of student 3.",
     "Does not repeat the error in the students' answers.", "States 42, which student answers miss.",
@@ -97,6 +106,40 @@ FINE = [  # (criterion, question)
 @pytest.mark.parametrize("text", MENTIONING)
 def test_a_criterion_that_names_what_the_grader_does_not_see_is_found(text):
     assert reason(text) == MENTIONS
+
+
+@pytest.mark.parametrize(("text", "reworded"), [
+    ("The student's answers must name Paris.", "The answer must name Paris."),
+    ("The student\u2019s answer must not contain any commas.", "The answer must not contain any commas."),
+    ("Student's answer states 42.", "The answer states 42."),
+    ("The student's final answer is 42.", "The final answer is 42."),
+    ("Each student's response has to name Paris.", "The answer has to name Paris."),
+    ("The students' answers should name Paris.", "The answer should name Paris."),
+    ("The student should not use commas in their answer.", "The answer should not use commas."),
+    ("The student correctly calculates the total.", "The answer correctly calculates the total."),
+    ("the pupil needs to name Paris", "The answer needs to name Paris"),
+])  # fmt: skip
+def test_a_demand_on_the_student_is_one_on_the_answer(text, reworded):
+    found = about_the_answer(rubric(text), "What is 40 + 2?")
+    assert found == rubric(reworded) and not screen(found, "What is 40 + 2?")
+    for question in ("A student has 3 pens. How many are 2 pens more?", "Find the learner's mistake."):
+        assert about_the_answer(rubric(text), question) == rubric(text)
+
+
+@pytest.mark.parametrize("text", [
+    "The student's answers do not name Paris.", "The student's answers omit the unit.", "The student forgot the unit.",
+    "The student's answer does not state the unit.", "The student's answer fails to state the unit.",
+    "The student's answer isn't finished.", "Avoids the mistake of student 3.", "The student's answer was cut.",
+    "States 42, which student answers miss.", "The students agree on 42.", "The answer must name Paris.",
+    'Contains the sentence "The student must name Paris."', "", "The student", "The student's answer",
+])  # fmt: skip
+def test_what_the_student_lacks_is_not_made_a_demand(text):
+    assert about_the_answer(rubric(text), "What is 40 + 2?") == rubric(text)
+
+
+def test_a_reworded_criterion_can_still_name_what_the_grader_does_not_see():
+    found = about_the_answer(rubric("The student's answer matches the reference answer."), "What is 40 + 2?")
+    assert [p.reason for p in screen(found, "What is 40 + 2?")] == [MENTIONS]
 
 
 @pytest.mark.parametrize("text", COMPARING)
@@ -230,6 +273,13 @@ def test_bad_criteria_are_asked_for_again_with_their_problems_named(saying):
     asked = client.requests[1].messages[-1].content
     assert all(what in asked for what in ("c2 mentions", "'reference answer'", "c3 cannot be decided", "c4 repeats c1"))
     assert teacher.stats.reasks == {"rubric": 1} and teacher.stats.screened == {} and teacher.stats.failures == {}
+
+
+def test_a_demand_on_the_student_costs_no_second_request(saying):
+    client = saying(written("The student's answers must state 42.", *GOOD[1:]))
+    teacher, found = induced(client)
+    assert texts_of(found) == ("The answer must state 42.", *GOOD[1:])
+    assert len(client.requests) == 1 and teacher.stats.screened == {}
 
 
 def test_criteria_that_stay_bad_are_dropped_and_counted(saying):
