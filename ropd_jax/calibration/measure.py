@@ -9,7 +9,7 @@ verdict that could not be read is in no share; ``unscored`` counts its answer by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ from ropd_jax.calibration.agreement import agreement, auc, cells
 from ropd_jax.calibration.bias import HaloModel, Look, Said
 from ropd_jax.calibration.bootstrap import DRAWS, Bootstrap
 from ropd_jax.teacher.roles.kinds import KINDS
+from ropd_jax.teacher.scripted.grade_noise import GradeNoise
 from ropd_jax.teacher.scripted.noise import OTHER
 from ropd_jax.types import Array
 
 _NAMES = (*KINDS, OTHER)
 _LEAST_HALO = 0.01
+SCALE = (1, 10)  # of the scorer
 
 
 def measure(said: Sequence[Said], *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def _noise(
     length: dict[str, Any],
     flips: dict[str, Any],
 ) -> dict[str, Any] | None:
-    """Settings that give the scripted verifier the same errors (`teacher.scripted.noise`); None without verdicts.
+    """Settings that give the scripted judge the same errors (`teacher.scripted.noise`); None without verdicts.
 
     A bias whose interval contains 0 is left out. The redraw rate follows from the flips: if a verdict with probability
     p of "true" is drawn twice, it changes with probability 2 p (1 - p); the position bias causes some changes without
@@ -163,7 +165,22 @@ def _noise(
     if (flips["low"] or 0.0) > 0 and twice > 0:
         moved = abs(_shown(place)) * bias.moved(said)
         redraw = min(max((flips["value"] - moved) / twice, 0.0), 1.0)
-    return {"kinds": kinds, "halo": h, "position": _shown(place), "length": _shown(length), "redraw": redraw}
+    grades = GradeNoise.fit(_graded(said))
+    return {
+        "kinds": kinds, "halo": h, "position": _shown(place), "length": _shown(length), "redraw": redraw,
+        "grades": None if grades is None else grades.as_dict(),
+    }  # fmt: skip
+
+
+def _graded(said: Sequence[Said]) -> Iterator[list[tuple[float, float]]]:
+    """For each request of grades: (share of the points that the answer earns in truth, grade as a share of `SCALE`)."""
+    low, high = SCALE
+    for one in said:
+        rubric, row = one.question.rubric, list[tuple[float, float]]()
+        for answer, score in zip(one.question.answers, one.scores or (), strict=False):
+            if score is not None and None not in answer.truth:
+                row.append((rubric.score(tuple(map(bool, answer.truth))), (score - low) / (high - low)))
+        yield row
 
 
 def _shown(found: dict[str, Any]) -> float:

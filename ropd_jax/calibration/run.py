@@ -21,7 +21,7 @@ from typing import Any
 from ropd_jax.calibration import labels as label_files
 from ropd_jax.calibration.bias import Look, Said
 from ropd_jax.calibration.forms import Form, form_of, read_forms, with_form
-from ropd_jax.calibration.measure import measure
+from ropd_jax.calibration.measure import SCALE, measure
 from ropd_jax.calibration.probes import is_probing, measure_probes, probing
 from ropd_jax.calibration.report import complete, write_comparison, write_report
 from ropd_jax.calibration.traffic import CountingClient, Traffic
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 PROGRESS_S = 2.0  # seconds between two progress lines
 MOST_ANSWERS = 12  # per group: 8 rollouts and 4 references, as in the paper
-SCALE = (1, 10)  # the scorer's scale
 _ENDPOINT = ("provider", "base_url", "api_key_env")
 _ORDERS = 8  # number of keys tried to get another order
 

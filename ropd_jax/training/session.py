@@ -27,6 +27,7 @@ from ropd_jax.training.carryover import Pending, pending_ids, pending_state, res
 from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out, sync_teachers
 from ropd_jax.training.drift import alarms, drift_at
 from ropd_jax.training.failure_gate import FailureGate
+from ropd_jax.training.flat import FlatRewards
 from ropd_jax.training.metrics import make_result
 from ropd_jax.training.profile import Profile
 from ropd_jax.training.rescore import Changes
@@ -114,6 +115,7 @@ class Session:
         self._writes = hosts.index() == 0
         self._reported_programs = False
         self._gate = FailureGate(run.cfg.max_failed_frac, run.cfg.failed_window)
+        self._flat = FlatRewards()
         self.loop = stack.enter_context(contextlib.closing(TeacherLoop()))
         self.loop.on_close(run.teacher.close)
         if run.served is not None:
@@ -291,8 +293,13 @@ class Session:
         failed_P = [not valid_G.any() for valid_G in np.asarray(report.advantages.valid_PG)]
         self._host["groups_unscored"] += sum(failed_P)
         report_left_out(step, report.groups, report.judgements, failed_P, report.deferred)
-        for judgement, failed in zip(report.judgements, failed_P, strict=True):
+        informative_P = np.asarray(report.advantages.informative_PG).any(axis=1).tolist()
+        for judgement, failed, informative in zip(report.judgements, failed_P, informative_P, strict=True):
             self._gate.add(judgement.causes, failed=failed)
+            if not failed:
+                self._flat.add(judgement, informative=informative)
+        if text := self._flat.warning():
+            log.warning("step %d: %s", step, text)
         metrics |= self._gate.as_metrics()
         sync_teachers(self.teacher, report.groups)
         metrics |= self.teacher.metrics(step)

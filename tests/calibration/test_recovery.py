@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -135,6 +136,35 @@ def test_the_noise_of_a_report_makes_a_judge_that_errs_in_the_same_way():
     for name, value in (("sensitivity", verdict[truth].mean()), ("specificity", (~verdict[~truth]).mean())):
         assert covers(first["overall"][name], value), (name, value)
     assert noise.halo == first["bias"]["halo"]["value"] and abs(noise.halo - 0.3) < 0.1
+
+
+GRADES = {
+    "flat": 0.4, "common": [[1.0, 0.75], [0.0, 0.25]],
+    "by_quality": [[[0.0, 0.5], [1.0, 0.5]], [[0.0, 0.5], [1.0, 0.5]], [[1.0, 1.0]], [[1.0, 1.0]]],
+}  # fmt: skip
+
+
+def test_the_errors_of_grades_are_found_and_made_again():
+    found = report_of({"grades": GRADES}, [q for seed in range(3) for q in numbered(seed)], scorer=True, reorder=False)
+    assert found["overall"]["accuracy"]["value"] == 1.0 and found["scorer_auc"]["within"]["value"] < 0.9
+    noise = found["noise"]["grades"]
+    assert noise["flat"] == pytest.approx(0.4, abs=0.13)  # 126 requests
+    assert dict(map(tuple, noise["common"]))[1.0] == pytest.approx(0.75, abs=0.2)
+    low, *_, high = noise["by_quality"]
+    assert dict(map(tuple, low))[1.0] == pytest.approx(0.5, abs=0.15) and high == [[1.0, 1.0]]
+    again = report_of(found["noise"], numbered(5), scorer=True, reorder=False)
+    assert covers(again["scorer_auc"]["within"], found["scorer_auc"]["within"]["value"])
+
+
+def numbered(seed):
+    """The questions of a seed, whose texts differ from those of other seeds."""
+    return [
+        dataclasses.replace(q, id=f"{q.id}.{seed}", question=f"{q.question} ({seed})") for q in generate("dev", seed)
+    ]
+
+
+def test_without_a_scorer_the_noise_has_no_grades():
+    assert report("rates")["noise"]["grades"] is None
 
 
 def test_flips_come_from_the_bias_of_position_alone():

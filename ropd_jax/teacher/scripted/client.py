@@ -76,8 +76,8 @@ class ScriptedClient:
         wrong_verdict_rate: share of verdicts that are flipped.
         style: the style of its own solutions, one of ``tasks.STYLES``.
         labels: path of a labels file (`teacher.labels`) whose verdicts the verifier knows, or such rows.
-        noise: errors of its verdicts (`scripted.noise`): path of a calibration report, JSON, or a mapping; "" means
-            none.
+        noise: errors of its verdicts and grades (`scripted.noise`): path of a calibration report, JSON, or a mapping;
+            "" means none.
         bias: what its judgements reward besides quality (`scripted.bias`): ``NAME:DOSE,NAME:DOSE``; "" means nothing.
         fault: for tests: (request, attempt number from 0) -> a key of ``FAULTS``, one of ``TEXT_FAULTS``, or None.
 
@@ -117,7 +117,8 @@ class ScriptedClient:
         self._slip_rate = slip_rate
         self._wrong_rate = wrong_verdict_rate
         self._style = style
-        self._truths = Truths(labels, Noise.read(noise))
+        self._noise = Noise.read(noise)
+        self._truths = Truths(labels, self._noise)
         self._bias = Bias.read(bias)
         self._fault = fault
         self._attempts: collections.OrderedDict[str, int] = collections.OrderedDict()
@@ -257,8 +258,8 @@ class ScriptedClient:
         task = instructions.read(question)
         if not references and not rubric and task is None and None in labelled:
             references = [self._reference(question, OWN_SOLUTION)]
-        rows = []
-        for index, (answer, known) in enumerate(zip(answers, labelled, strict=True), 1):
+        shares = []
+        for answer, known in zip(answers, labelled, strict=True):
             if known is not None:
                 share = known
             elif rubric:
@@ -271,9 +272,14 @@ class ScriptedClient:
                 share = criteria.quality(answer, references)
             if self._wrong_rate and tasks.uniform("wrong", answer, question) < self._wrong_rate:
                 share = 1 - share
+            shares.append(share)
+        if self._noise is not None and self._noise.grades is not None:
+            shares = self._noise.grades.apply(question, answers, shares)
+        rows = []
+        for place, (answer, share) in enumerate(zip(answers, shares, strict=True)):
             if self._bias:
-                share = self._bias.share(Shown(question, answer, index - 1, len(answers)), share)
-            rows.append({"answer_index": index, "score": lowest + round(share * (highest - lowest))})
+                share = self._bias.share(Shown(question, answer, place, len(answers)), share)
+            rows.append({"answer_index": place + 1, "score": lowest + round(share * (highest - lowest))})
         return {"schema_version": scorer.SCHEMA_VERSION, "answers": rows}
 
     def _criterion(self, shown: str, turns: list[str]) -> dict:

@@ -12,6 +12,7 @@
 
 ``redraw``    share of verdicts that are redrawn if the order, the other answers or the sample (votes) change. The rest
               are the judge's own errors, which it repeats however often it is asked.
+``grades``    errors of grades for whole answers (`scripted.grade_noise`)
 
 The order of events: the probability of "true" follows from the truth, the kind, the position and the length. One
 number, a hash of answer and criterion (and of the request, if redrawn), draws the verdict. Then the halo is applied. So
@@ -28,13 +29,14 @@ from typing import Any
 
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.roles.kinds import KINDS
+from ropd_jax.teacher.scripted.grade_noise import GradeNoise
 from ropd_jax.teacher.scripted.tasks import uniform
 from ropd_jax.utils.paths import local_file
 
 OTHER = "other"
 USUAL_LENGTH = 400  # characters, at which the length bias is zero
 MOST_DOUBLINGS = 3.0
-_KEYS = ("kinds", "halo", "position", "length", "redraw")
+_KEYS = ("kinds", "halo", "position", "length", "redraw", "grades")
 _EXPECTED = (
     'the path of a calibration report, or JSON such as {"kinds": {"other": {"false_positive": 0.1, "false_negative": '
     '0.1}}, "halo": 0.0, "position": 0.0, "length": 0.0, "redraw": 0.0}'
@@ -43,10 +45,11 @@ _EXPECTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """The errors of verdicts; see the module's docstring.
+    """The errors of verdicts and grades; see the module's docstring.
 
     Attributes:
         false_positive, false_negative: rates by kind, including ``other``; a missing kind has no errors.
+        grades: None if the grades have no errors.
 
     Raises:
         ConfigurationError: a number is out of range, or a kind is unknown.
@@ -58,6 +61,7 @@ class Noise:
     position: float = 0.0
     length: float = 0.0
     redraw: float = 0.0
+    grades: GradeNoise | None = None
 
     def __post_init__(self) -> None:
         for name in ("false_positive", "false_negative"):
@@ -109,7 +113,8 @@ class Noise:
         return cls(
             {k: r["false_positive"] for k, r in kinds.items() if r.get("false_positive") is not None},
             {k: r["false_negative"] for k, r in kinds.items() if r.get("false_negative") is not None},
-            **{name: value[name] for name in _KEYS[1:] if value.get(name) is not None},
+            **{name: value[name] for name in _KEYS[1:-1] if value.get(name) is not None},
+            grades=None if value.get("grades") is None else GradeNoise.read(value["grades"]),
         )
 
     def apply(
