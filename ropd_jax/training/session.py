@@ -293,11 +293,11 @@ class Session:
         failed_P = [not valid_G.any() for valid_G in np.asarray(report.advantages.valid_PG)]
         self._host["groups_unscored"] += sum(failed_P)
         report_left_out(step, report.groups, report.judgements, failed_P, report.deferred)
-        informative_P = np.asarray(report.advantages.informative_PG).any(axis=1).tolist()
+        informative_P = [informative_G.any() for informative_G in np.asarray(report.advantages.informative_PG)]
         for judgement, failed, informative in zip(report.judgements, failed_P, informative_P, strict=True):
             self._gate.add(judgement.causes, failed=failed)
             if not failed:
-                self._flat.add(judgement, informative=informative)
+                self._flat.add(judgement, informative=bool(informative))
         if text := self._flat.warning():
             log.warning("step %d: %s", step, text)
         metrics |= self._gate.as_metrics()
