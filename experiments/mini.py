@@ -10,6 +10,8 @@ setting   a teacher that should be learned from, but not imitated:
             slips   15 % of its lines have a small error, which is carried on to its answer
             prose   right and complete, in one running sentence that the student has never seen
           plain     a teacher as good as the task allows, in the student's own words
+          judge     plain, but its verdicts and grades err as those of a real 1.5B model did on such sums
+                    (measured by ropd calibrate-judge; docs/real_judge.md)
 variant   grpo, dr_grpo, dapo, gspo: the GRPO family; none is the quickstart's (released ROPD's mixture)
 teacher   checkpoint of the white-box teacher of lopd, lopd_full and exopd (experiments/mini_lab.py makes it)
 
@@ -24,6 +26,7 @@ import pathlib
 from ropd_jax.configs import load_config
 from ropd_jax.types import UserError
 
+HERE = pathlib.Path(__file__).parent
 METHODS = {  # name -> keys of the config
     "ropd": {},
     "sft": {"method": "sft"},
@@ -51,7 +54,9 @@ SETTINGS = {
     "skips": {"teacher.scripted.style": "skips"},
     "slips": {"teacher.scripted.slip_rate": 0.15},
     "prose": {"teacher.scripted.style": "prose"},
+    "judge": {"teacher.scripted.noise": str(HERE / "results" / "real_judge" / "sums_noise.json")},
 }
+TAUGHT = ("skips", "slips", "prose")  # the settings of `make mini`
 UNTAUGHT = ("rlvr", "lopd", "lopd_full", "exopd")  # without a text teacher, so the setting changes nothing
 WHITE_BOX = ("lopd", "lopd_full", "exopd")
 VARIANTS = {
@@ -77,7 +82,7 @@ def get_config(arg: str = ""):
             choices = {k: list(v) for k, v in known.items()}
             raise UserError(f"{key}={value!r} in experiments/mini.py:{arg}; expected teacher=DIR or one of {choices}")
     method, setting = given.get("method", "ropd"), given.get("setting", "plain")
-    cfg = load_config(str(pathlib.Path(__file__).with_name("quickstart.py"))).unlock()
+    cfg = load_config(str(HERE / "quickstart.py")).unlock()
     cfg.steps = 32
     cfg.sampling.max_tokens = 60  # a sum in prose is longer than a sum in lines
     cfg.eval.size = 200  # during training; before and after, all 500

@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from experiments.mini import METHODS, SETTINGS, UNTAUGHT, WHITE_BOX
+from experiments.mini import METHODS, TAUGHT, UNTAUGHT, WHITE_BOX
 from experiments.table_mini import BENCHMARK, SAMPLING
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.benchmarks import slug
@@ -36,7 +36,6 @@ from ropd_jax.utils.text import clock
 from ropd_jax.workdir.metrics import read_metrics
 from ropd_jax.workdir.result import read_result
 
-SHOWN = [s for s in SETTINGS if s != "plain"]
 ALONE = "any"  # name of the setting for methods without a text teacher
 COLORS = [f"C{i}" for i in range(10)]
 COLORS += ["black", "gold", "navy", "crimson", "teal", "orchid", "sienna", "lime", "salmon", "slategray"]
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory of the runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS), help="of experiments/mini.py, separated by commas")
-    parser.add_argument("--settings", default=",".join(SHOWN), help="of experiments/mini.py, separated by commas")
+    parser.add_argument("--settings", default=",".join(TAUGHT), help="of experiments/mini.py, separated by commas")
     parser.add_argument("--workers", type=int, default=len(cores()), help="runs side by side")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the config, for a smoke")
     parser.add_argument("--show", action="store_true", help="run nothing")

