@@ -117,7 +117,7 @@ class Lab:
         labels.parent.mkdir(parents=True, exist_ok=True)
         rows = [q.as_row() for q in load_labels()[0] if q.family in SUMS]
         write_atomic(labels, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        self.measured(labels, "keyed")
+        self.measured(labels, self.args.form)
 
     def measured(self, labels: pathlib.Path, form: str) -> None:
         """The judge's verdicts and grades on labels; the report lies next to them."""
