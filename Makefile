@@ -52,7 +52,7 @@ help:
 	@echo 'make hacking      a judge with known biases under six methods, three seeds: when is the reward gamed? two hours'
 	@echo 'make smollm2      a real pretrained student learns to follow rules, measured before and after; 30 minutes'
 	@echo 'make smollm2-all  the same with its control, SFT, T-Judge and RLVR; hours'
-	@echo 'make rehearsal    every command of the paper'\''s tables at toy size, from training to the filled cells; 68 tiny runs'
+	@echo 'make rehearsal    every command of the paper'\''s tables at toy size, from training to the filled cells; six minutes'
 	@echo 'make docs         the documentation as pages in site/; a broken link, anchor or reference is an error'
 	@echo 'make docs-serve   the same at http://127.0.0.1:8000, built again when a page or the code changes'
 	@echo 'make docs-commands  run the commands of README.md and docs/ in a copy; PAGES="README.md ..." only these'
