@@ -10,11 +10,12 @@ from ropd_jax.types import Judgement
 
 GROUPS = 16  # scored groups, the last ones
 FLAT = 0.9  # share of them with equal rewards
+AGAIN = 0.5  # below this share the next warning is possible
 SAME = 0.95  # share of verdicts that are equal
 
 
 class FlatRewards:
-    """Watches the last `GROUPS` scored groups. A warning is given once, and again after the rewards have differed."""
+    """Watches the last `GROUPS` scored groups. A warning is given once, and again after most rewards have differed."""
 
     def __init__(self) -> None:
         self._groups: collections.deque[tuple[bool, float, int, int]] = collections.deque(maxlen=GROUPS)
@@ -37,9 +38,10 @@ class FlatRewards:
         if len(self._groups) < GROUPS:
             return ""
         flat, means, true, count = zip(*self._groups, strict=True)
-        before, self._warned = self._warned, sum(flat) >= FLAT * GROUPS
-        if before or not self._warned:
+        if self._warned or sum(flat) < FLAT * GROUPS:
+            self._warned = self._warned and sum(flat) >= AGAIN * GROUPS
             return ""
+        self._warned = True
         share = sum(true) / sum(count) if sum(count) else None
         if share is not None and max(share, 1 - share) >= SAME:
             said = "true" if share >= SAME else "false"

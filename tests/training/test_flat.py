@@ -51,7 +51,8 @@ def test_no_warning_while_some_groups_differ_and_again_after_they_did():
     flat, differs = (judged((True, True), (True, True)), False), (judged((True, True), (True, False)), True)
     few = (flat,) * (GROUPS - 1)
     assert warned(*few) == [] and warned(*([*[flat] * 6, differs] * 6)) == []
-    assert len(warned(*few, flat, *[differs] * 4, *[flat] * GROUPS)) == 2
+    assert len(warned(*few, flat, *[differs] * 4, *[flat] * GROUPS)) == 1
+    assert len(warned(*few, flat, *[differs] * 9, *[flat] * GROUPS)) == 2
     assert (
         warned(*[(Judgement(rewards=(None, None), causes=(None, None)), False)] * 3 * GROUPS) == []
     )  # a method without rewards
