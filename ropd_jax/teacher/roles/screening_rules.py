@@ -186,8 +186,8 @@ COMPARISONS: tuple[Rule, ...] = (
     ),
 )
 
-# A criterion whose subject is the student, the author of the one answer that the verifier sees. What it demands of the
-# student it demands of the answer. What it says the student lacks is no demand, so these patterns do not match it.
+# A criterion whose subject is the student, the author of the one answer that the verifier sees. A demand on the student
+# is a demand on the answer. These patterns do not match a description of what the student lacks.
 _MUST = r"(?:must|should|shall|(?:has|have|needs?|is required|are required|is expected|are expected) to)"
 _ITS = r"(?:(?:final|own|original|full|complete|written|intermediate) )*"
 _LACKS = (
