@@ -301,12 +301,17 @@ class Checkpoints:
                     self.directory / name, then)  # fmt: skip
 
     def close(self) -> None:
-        """Wait for the write in flight and end; its error is logged."""
-        try:
-            self.wait()
-        except (OSError, UserError) as error:
-            log.error("%s", error)
-        self._writer.close()
+        """Wait for the write in flight and end; an error of either is logged."""
+        for end in (self.wait, self._end):
+            try:
+                end()
+            except (OSError, UserError) as error:
+                log.error("%s", error)
+
+    def _end(self) -> None:
+        """End Orbax's threads; the one that writes its metadata raises the error of a failed write only now."""
+        with _explained(self.directory):
+            self._writer.close()
 
 
 class _Unreadable(Exception):

@@ -15,6 +15,7 @@ import types
 
 import numpy as np
 import pytest
+from orbax.checkpoint._src.metadata import checkpoint as metadata
 
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.tape.store import Tape
@@ -199,6 +200,24 @@ def test_writes_that_end_after_one_has_failed_print_nothing(monkeypatch):
     for error in (late, other):
         sys.unraisablehook(types.SimpleNamespace(exc_type=RuntimeError, exc_value=error))
     assert [one.exc_value for one in printed] == [other]
+
+
+def test_errors_of_orbaxs_metadata_are_raised_by_the_save_and_only_logged_by_the_close(tmp_path, monkeypatch, caplog):
+    """Orbax raises the first of its two failed writes in the save, and the second one when it is closed."""
+
+    def fails(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(metadata._MetadataStoreImpl, "write", fails)
+    monkeypatch.setattr(metadata._MetadataStoreImpl, "update", fails)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    with pytest.raises(OSError, match="the disk ran full while a checkpoint was written"):
+        checkpoints.save(1, {"a": np.ones(3)}, {}, wait=True)
+    caplog.clear()
+    checkpoints.close()
+    assert [r.getMessage() for r in caplog.records if r.name == "ropd_jax.workdir.checkpoint"] == [
+        f"[Errno 28] the disk ran full while a checkpoint was written: '{tmp_path}'"
+    ]
 
 
 def test_threads_that_wait_for_a_failed_save_do_not_keep_the_process():
