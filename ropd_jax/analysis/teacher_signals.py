@@ -22,7 +22,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ from ropd_jax.workdir.policy import load_policy, run_config
 log = logging.getLogger(__name__)
 
 NAME = "teacher_logprob"
+SIGNALS = (NAME, "topk_overlap", "topk_mass")
 Scores = dict[tuple[int, str, int], dict[str, float]]
 PROGRESS_S = 5.0  # seconds between two lines of progress
 _STEP = 32  # tokens; rows are padded to a multiple, so that few programs are compiled
@@ -92,22 +93,19 @@ def score_run(
             "choose another --teacher"
         )
     found: Scores = {}
-    _measure(todo, rows, found, f"by {checkpoint}", lambda part: [
+    for student, mine in _policies(run, teacher, todo, top_k) if top_k else ():
+        both = functools.partial(mean_signals, student, teacher, k=top_k, rows=rows, dtype=dtype)
+        _measure(mine, rows, found, f"by {checkpoint} and the student", both)
+    left = [row for row in todo if row.key not in found]
+    _measure(left, rows, found, f"by {checkpoint}", lambda part: [
         {NAME: value} for value in mean_logprobs(teacher, part, rows=rows, dtype=dtype)
     ])  # fmt: skip
-    for student, mine in _policies(run, teacher, todo, top_k) if top_k else ():
-        overlaps = functools.partial(_overlap_rows, student, teacher, k=top_k, rows=rows, dtype=dtype)
-        _measure(mine, rows, found, "for the overlap", overlaps)
     lines = (
         json.dumps({"step": step, "prompt_id": prompt, "sample": sample} | values)
         for (step, prompt, sample), values in sorted(found.items())
     )
     write_atomic(out, "".join(f"{line}\n" for line in lines))
     return os.fspath(out)
-
-
-def _overlap_rows(student: Student, teacher: Student, part: Sequence[Row], **how: Any) -> list[dict[str, float]]:
-    return [{"topk_overlap": x, "topk_mass": mass} for x, mass in mean_overlaps(student, teacher, part, **how)]
 
 
 def _measure(
@@ -162,15 +160,19 @@ def mean_logprobs(teacher: Student, part: Sequence[Row], *, rows: int = 0, dtype
     return [float(sums_B[b]) / (len(row.tokens) - row.start) for b, row in enumerate(part)]
 
 
-def mean_overlaps(
+def mean_signals(
     student: Student, teacher: Student, part: Sequence[Row], *, k: int, rows: int = 0, dtype: str = "float32"
-) -> list[tuple[float, float]]:
-    """(overlap, mass) of each row's answer, see `divergence.top_k_overlap`: means over its tokens."""
+) -> list[dict[str, float]]:
+    """All three signals of each row, with one pass of either model; see the module and `divergence.top_k_overlap`.
+
+    Args:
+        rows: as of `mean_logprobs`.
+    """
     tokens_BT, answer_BT = _padded(part, rows)
     both = (student.cfg, teacher.cfg, student.params, teacher.params)
-    sums_B2 = np.asarray(_overlaps(*both, tokens_BT, answer_BT, k=k, dtype=dtype))
+    sums_B3 = np.asarray(_all_sums(*both, tokens_BT, answer_BT, k=k, dtype=dtype))
     lengths = [len(row.tokens) - row.start for row in part]
-    return [(float(sums_B2[b, 0]) / n, float(sums_B2[b, 1]) / n) for b, n in enumerate(lengths)]
+    return [{key: float(x) / n for key, x in zip(SIGNALS, sums_B3[b], strict=True)} for b, n in enumerate(lengths)]
 
 
 def _padded(part: Sequence[Row], rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,12 +213,13 @@ def _sums(cfg: ModelConfig, params, tokens_BT, answer_BT, *, dtype: str):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "teacher_cfg", "k", "dtype"))
-def _overlaps(cfg: ModelConfig, teacher_cfg: ModelConfig, params, teacher_params, tokens_BT, answer_BT, *, k, dtype):
-    """Sums [B, 2] of overlap and mass over each row's answer, float32."""
+def _all_sums(cfg: ModelConfig, teacher_cfg: ModelConfig, params, teacher_params, tokens_BT, answer_BT, *, k, dtype):
+    """Sums [B, 3] of `SIGNALS` over each row's answer, float32."""
     x_BTD = _hidden(cfg, params, tokens_BT, dtype)
     teacher_x_BTD = _hidden(teacher_cfg, teacher_params, tokens_BT, dtype)
-    found = top_k_overlap(cfg, params, x_BTD, teacher_cfg, teacher_params, teacher_x_BTD, k=k)
-    return jnp.stack([jnp.sum(jnp.where(answer_BT, x_BT, 0.0), axis=1) for x_BT in found], axis=1)
+    logp_BT, _ = token_logprobs(teacher_cfg, teacher_params, teacher_x_BTD, tokens_BT[:, 1:])
+    overlaps = top_k_overlap(cfg, params, x_BTD, teacher_cfg, teacher_params, teacher_x_BTD, k=k)
+    return jnp.stack([jnp.sum(jnp.where(answer_BT, x_BT, 0.0), axis=1) for x_BT in (logp_BT, *overlaps)], axis=1)
 
 
 def _hidden(cfg: ModelConfig, params, tokens_BT, dtype: str):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ropd_jax import configs
-from ropd_jax.analysis.teacher_signals import NAME, Row, _messages, mean_logprobs, mean_overlaps, score_run
+from ropd_jax.analysis.teacher_signals import NAME, SIGNALS, Row, _messages, mean_logprobs, mean_signals, score_run
 from ropd_jax.cli.main import main
 from ropd_jax.models import transformer
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
@@ -88,11 +88,13 @@ def test_the_overlap_is_with_the_student_that_was_there(run, teacher, tmp_path):
     answers = [Row((4, "p", i), [*prompt, *teacher.tokenizer.encode(t)], len(prompt))
                for i, t in enumerate(("1 + 2 = 3\nAnswer: 3", "Answer: 7"))]  # fmt: skip
     turned = {**teacher.params, "embed": {"table_VD": np.roll(teacher.params["embed"]["table_VD"], 3, axis=0)}}
-    wanted = mean_overlaps(type(teacher)(teacher.cfg, turned, teacher.tokenizer), teacher, answers, k=3)
-    np.testing.assert_allclose([(r["topk_overlap"], r["topk_mass"]) for r in rows], wanted, atol=1e-5)
-    assert max(overlap for overlap, _ in wanted) < 0.9  # not the teacher itself
-    own = mean_overlaps(teacher, teacher, answers, k=3, rows=4)
-    assert [overlap for overlap, _ in own] == [1.0, 1.0] and all(0.5 < mass <= 1 for _, mass in own)
+    wanted = mean_signals(type(teacher)(teacher.cfg, turned, teacher.tokenizer), teacher, answers, k=3)
+    for name in SIGNALS:
+        np.testing.assert_allclose([r[name] for r in rows], [one[name] for one in wanted], atol=1e-5)
+    np.testing.assert_allclose([r[NAME] for r in rows], mean_logprobs(teacher, answers), atol=1e-5)
+    assert max(one["topk_overlap"] for one in wanted) < 0.9  # not the teacher itself
+    own = mean_signals(teacher, teacher, answers, k=3, rows=4)
+    assert [one["topk_overlap"] for one in own] == [1.0, 1.0] and all(0.5 < one["topk_mass"] <= 1 for one in own)
 
 
 def test_before_the_first_kept_checkpoint_it_is_the_student_that_the_run_started_from(run, tmp_path):
