@@ -56,7 +56,7 @@ from ropd_jax.utils.text import clock
 HERE = pathlib.Path(__file__).parent
 STAGES = ("setup", "calibrate", "rules", "sums", "train", "study", "whitebox", "formats", "export", "replay")
 ROLES = ("reference", "rubricator", "verifier", "scorer")
-CONTEXT = 8192  # context of the server; a request with 10 answers has about 2,500 tokens
+CONTEXT = 8192  # of each slot of the server; a request with 10 answers has about 2,500 tokens
 LABELS = "labels.jsonl"  # in the directories of rules and sums
 SUMS = ("arithmetic", "word_problems")  # families of the package's labels
 NOISE = "sums_noise.json"  # in the results: the errors of verdicts and grades (teacher.scripted.noise)
@@ -89,8 +89,11 @@ class Lab:
                     "no server; expected --server PYTHON (with xllamacpp, or llama-server) or --url http://HOST:PORT/v1"
                 )
             self._address = self._stack.enter_context(
-                serving(self.args.server, self.file("judge"), self.args.threads, port=self.args.port, context=CONTEXT)
-            )
+                serving(
+                    self.args.server, self.file("judge"), self.args.threads, port=self.args.port,
+                    context=CONTEXT * self.args.lanes, slots=self.args.lanes,
+                )
+            )  # fmt: skip
         return self._address
 
     # ------------------------------------------------------------------------------------------------------- stages
@@ -147,8 +150,9 @@ class Lab:
         if judging:
             progress = Progress(len(judging), lambda: so_far(self.study))
             study.judge_all(
-                self.setting, judging, self.study, self.args.data, address=self.address(), done=progress.done
-            )
+                self.setting, judging, self.study, self.args.data, address=self.address(), lanes=self.args.lanes,
+                done=progress.done,
+            )  # fmt: skip
         self.show()
 
     def whitebox(self) -> None:
@@ -166,8 +170,10 @@ class Lab:
             report(f"form {form}: {len(groups) - len(left)} of {len(groups)} problems are verified")
             if left:
                 progress = Progress(len(left), lambda form=form: form)
-                address = self.address()
-                study.verify_all(self.setting, form, left, self.study, address=address, done=progress.done)
+                study.verify_all(
+                    self.setting, form, left, self.study, address=self.address(), lanes=self.args.lanes,
+                    done=progress.done,
+                )  # fmt: skip
         self.show()
 
     def export(self) -> None:
@@ -244,14 +250,13 @@ class Progress:
     """
 
     def __init__(self, total: int, remark):
-        self._total, self._remark, self._seconds = total, remark, list[float]()
+        self._total, self._remark, self._judged, self._begin = total, remark, 0, time.monotonic()
 
     def done(self, group: RolloutGroup, seconds: float) -> None:
         """One more group is judged."""
-        self._seconds.append(seconds)
-        n = len(self._seconds)
-        left = clock(sum(self._seconds) / n * (self._total - n))
-        report(f"{group.prompt.id}: {seconds:.0f} s, {n} of {self._total}, {left} left; {self._remark()}")
+        self._judged += 1
+        left = clock((time.monotonic() - self._begin) / self._judged * (self._total - self._judged))
+        report(f"{group.prompt.id}: {seconds:.0f} s, {self._judged} of {self._total}, {left} left; {self._remark()}")
 
 
 def so_far(place: pathlib.Path) -> str:
@@ -306,6 +311,9 @@ def main(argv: list[str] | None = None) -> None:
         "--server", default="", metavar="PYTHON", help="an interpreter that has xllamacpp, or llama-server"
     )
     parser.add_argument("--threads", type=int, default=2, help="of the server; 1 if other work shares the cores")
+    parser.add_argument(
+        "--lanes", type=int, default=4, metavar="N", help="study and formats: problems judged side by side"
+    )
     parser.add_argument("--port", type=int, default=8831, help="of the server; the same one in each start")
     parser.add_argument("--url", default="", metavar="ADDRESS", help="a server that runs already, instead of --server")
     parser.add_argument("--judge", default="", metavar="NAME", help="the judge's model name, with --url")

@@ -191,6 +191,7 @@ def restored(row: Mapping[str, Any], prompt: Prompt, step: int) -> RolloutGroup:
 Prepare = Callable[[Teacher], None]
 Done = Callable[[RolloutGroup, float], None]
 Ask = Callable[[RolloutGroup], Awaitable[Judgement]]
+Lane = tuple[Teacher, Mapping[pathlib.Path, tuple[Method, Ask]]]  # a teacher, and what it writes into each folder
 
 
 def _as_it_is(teacher: Teacher) -> None:
@@ -202,7 +203,7 @@ def _silent(group: RolloutGroup, seconds: float) -> None:
 
 
 def judge_config(setting: Setting, address: str, tape: pathlib.Path) -> ConfigDict:
-    """The config of a judge on a server with one slot; without an address nothing is recorded."""
+    """The config of a judge that gets one request at a time; without an address nothing is recorded."""
     cfg = configs.default()
     teacher = cfg.teacher
     teacher.provider, teacher.base_url = "openai", address or NOWHERE
@@ -238,6 +239,7 @@ def judge_all(
     data: str,
     *,
     address: str = "",
+    lanes: int = 1,
     prepare: Prepare = _as_it_is,
     done: Done = _silent,
 ) -> None:
@@ -248,7 +250,8 @@ def judge_all(
     Args:
         data: directory of the benchmark, whose worked solutions the scripted teacher needs.
         address: of the judge's server; "" needs a client from ``prepare``, and records nothing.
-        prepare: called with the teacher before the first question, e.g. to replace its client.
+        lanes: groups that are judged side by side, each with one request at a time.
+        prepare: called with each lane's teacher before the first question, e.g. to replace its client.
         done: called after each group that was judged, with its seconds.
 
     Raises:
@@ -256,12 +259,16 @@ def judge_all(
     """
     cfg = of_study(without_tape(configs.default()), setting)
     teacher = build_teacher(cfg.teacher, seed=cfg.seed, answer_key=solutions(data))
-    ask_all(teacher, {place / SCRIPTED: by_method("ropd", cfg, teacher)}, groups)
+    ask_all([(teacher, {place / SCRIPTED: by_method("ropd", cfg, teacher)})], groups)
     cfg = judge_config(setting, address, place.parent / TAPE)
-    teacher = build_teacher(cfg.teacher, seed=cfg.seed, needs=("reference", "rubric", "verify", "score"))
-    prepare(teacher)
-    asks = {place / folder: by_method(name, cfg, teacher) for folder, name in ((RUBRIC, "ropd"), (T_JUDGE, "t_judge"))}
-    ask_all(teacher, asks, groups, done)
+
+    def lane() -> Lane:
+        teacher = build_teacher(cfg.teacher, seed=cfg.seed, needs=("reference", "rubric", "verify", "score"))
+        prepare(teacher)
+        arms = ((RUBRIC, "ropd"), (T_JUDGE, "t_judge"))
+        return teacher, {place / folder: by_method(name, cfg, teacher) for folder, name in arms}
+
+    ask_all([lane() for _ in range(lanes)], groups, done)
 
 
 def verify_all(
@@ -271,6 +278,7 @@ def verify_all(
     place: pathlib.Path,
     *,
     address: str = "",
+    lanes: int = 1,
     prepare: Prepare = _as_it_is,
     done: Done = _silent,
 ) -> None:
@@ -281,21 +289,25 @@ def verify_all(
     """
     cfg = judge_config(dataclasses.replace(setting, form=form), address, place.parent / TAPE)
     method, judgements = load_method("ropd", cfg), {s: g.judgement for s, g in groups_in(place / RUBRIC).items()}
-    teacher = build_teacher(cfg.teacher, seed=cfg.seed, needs=("verify",))
-    prepare(teacher)
 
-    async def again(group: RolloutGroup) -> Judgement:
-        known = judgements[group.step]
-        references = list(zip(known.references, known.reference_models, strict=True))
-        answers = tuple(r.answer for r in group.rollouts)
-        with recording() as calls:
-            judgement = await judge(
-                teacher, group.prompt, answers, step=group.step, references=references,
-                rubric=(known.rubric, known.lineage),
-            )  # fmt: skip
-        return dataclasses.replace(judgement, calls=calls())
+    def lane() -> Lane:
+        teacher = build_teacher(cfg.teacher, seed=cfg.seed, needs=("verify",))
+        prepare(teacher)
 
-    ask_all(teacher, {place / FORMS / folder_of(form): (method, again)}, groups, done)
+        async def again(group: RolloutGroup) -> Judgement:
+            known = judgements[group.step]
+            references = list(zip(known.references, known.reference_models, strict=True))
+            answers = tuple(r.answer for r in group.rollouts)
+            with recording() as calls:
+                judgement = await judge(
+                    teacher, group.prompt, answers, step=group.step, references=references,
+                    rubric=(known.rubric, known.lineage),
+                )  # fmt: skip
+            return dataclasses.replace(judgement, calls=calls())
+
+        return teacher, {place / FORMS / folder_of(form): (method, again)}
+
+    ask_all([lane() for _ in range(lanes)], groups, done)
 
 
 def has_rubric(place: pathlib.Path) -> set[int]:
@@ -319,28 +331,36 @@ def by_method(name: str, cfg: ConfigDict, teacher: Teacher) -> tuple[Method, Ask
     return method, functools.partial(judge_by, method, teacher)
 
 
-def ask_all(
-    teacher: Teacher,
-    asks: Mapping[pathlib.Path, tuple[Method, Ask]],
-    groups: Iterable[RolloutGroup],
-    done: Done = _silent,
-) -> None:
-    """Judges each group for each folder that lacks it, and stores it there. Closes the teacher."""
+def ask_all(lanes: Sequence[Lane], groups: Iterable[RolloutGroup], done: Done = _silent) -> None:
+    """Judges each group for each folder that lacks it, and stores it there. Closes the teachers.
 
-    async def one_after_the_other() -> None:
+    Args:
+        lanes: each takes the next group when it has finished one.
+    """
+    waiting = iter(groups)
+
+    async def one_after_the_other(asks: Mapping[pathlib.Path, tuple[Method, Ask]]) -> None:
+        for group in waiting:
+            begin = time.monotonic()
+            missing = [folder for folder in asks if not stored(folder, group.step)]
+            for folder in missing:
+                method, ask = asks[folder]
+                write(folder, method, group, await ask(group))
+            if missing:
+                done(group, time.monotonic() - begin)
+
+    async def side_by_side() -> None:
+        tasks = [asyncio.ensure_future(one_after_the_other(asks)) for _, asks in lanes]
         try:
-            for group in groups:
-                begin = time.monotonic()
-                missing = [folder for folder in asks if not stored(folder, group.step)]
-                for folder in missing:
-                    method, ask = asks[folder]
-                    write(folder, method, group, await ask(group))
-                if missing:
-                    done(group, time.monotonic() - begin)
+            await asyncio.gather(*tasks)
         finally:
-            await teacher.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for teacher, _ in lanes:
+                await teacher.close()
 
-    asyncio.run(one_after_the_other())
+    asyncio.run(side_by_side())
 
 
 def stored(folder: pathlib.Path, step: int) -> bool:

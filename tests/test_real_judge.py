@@ -87,11 +87,11 @@ class World:
         flags |= {f"--{name}": value for name, value in more.items()}
         real_judge.main([*stages, *(str(part) for pair in flags.items() for part in pair)])
 
-    def judge(self, *words, groups=3):
+    def judge(self, *words, **more):
         """Runs stages with a server; returns how many requests it got."""
         client = Counting()
         with serving(client) as address:
-            self.run(*words, groups=groups, address=f"{address}/v1")
+            self.run(*words, address=f"{address}/v1", **more)
         return len(client.requests)
 
 
@@ -135,9 +135,9 @@ def test_a_second_start_asks_nothing(judged):
     assert judged.judge("study", "formats") == 0
 
 
-def test_problems_that_are_added_later_equal_those_of_one_start(judged, tmp_path):
+def test_problems_judged_one_by_one_and_added_later_equal_those_of_one_start_in_four_lanes(judged, tmp_path):
     world = World(tmp_path)
-    first, rest = world.judge("study", groups=1), world.judge("study")
+    first, rest = world.judge("study", groups=1, lanes=1), world.judge("study", lanes=1)
     assert 0 < first < rest and first + rest == judged.asked - 3  # the form lists has one call for each problem
     for arm in (study.RUBRIC, study.T_JUDGE, study.SCRIPTED):
         both = [list(read_groups(w.out / "study" / arm)) for w in (world, judged)]
