@@ -49,7 +49,7 @@ class GradeNoise:
         if not isinstance(bins, Sequence) or isinstance(bins, str) or len(bins) != len(EDGES) + 1:
             raise ConfigurationError(f"{name}.by_quality is {bins!r:.60}; expected {len(EDGES) + 1} tables")
         return cls(
-            _share(value["flat"], f"{name}.flat"),
+            number_in(value["flat"], f"{name}.flat"),
             _table(value["common"], f"{name}.common"),
             tuple(_table(one, f"{name}.by_quality[{i}]") for i, one in enumerate(bins)),
         )
@@ -117,13 +117,18 @@ def _table(value: Any, name: str) -> Table:
     pairs = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
     if not pairs or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in value):
         raise ConfigurationError(f"{name} is {value!r:.60}; expected pairs [grade, share]")
-    table = tuple((_share(grade, name), _share(share, name)) for grade, share in value)
+    table = tuple((number_in(grade, name), number_in(share, name)) for grade, share in value)
     if not math.isclose(sum(share for _, share in table), 1.0, abs_tol=1e-3):
         raise ConfigurationError(f"{name}: the shares sum to {sum(share for _, share in table):g}; expected 1")
     return table
 
 
-def _share(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise ConfigurationError(f"{name} has {value!r:.60}; expected a number 0 to 1")
+def number_in(value: Any, name: str, low: float = 0.0) -> float:
+    """The value.
+
+    Raises:
+        ConfigurationError: it is not a number from ``low`` to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= 1.0:
+        raise ConfigurationError(f"{name} is {value!r:.60}; expected a number {low:g} to 1")
     return float(value)

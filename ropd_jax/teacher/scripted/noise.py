@@ -29,7 +29,7 @@ from typing import Any
 
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.roles.kinds import KINDS
-from ropd_jax.teacher.scripted.grade_noise import GradeNoise
+from ropd_jax.teacher.scripted.grade_noise import GradeNoise, number_in
 from ropd_jax.teacher.scripted.tasks import uniform
 from ropd_jax.utils.paths import local_file
 
@@ -69,11 +69,11 @@ class Noise:
                 if kind not in (*KINDS, OTHER):
                     known = ", ".join((*KINDS, OTHER))
                     raise ConfigurationError(f"teacher.scripted.noise: kind {kind!r:.60}; expected one of {known}")
-                _check(rate, f"kinds.{kind}.{name}", 0.0)
-        _check(self.halo, "halo", 0.0)
-        _check(self.redraw, "redraw", 0.0)
-        _check(self.position, "position", -1.0)
-        _check(self.length, "length", -1.0)
+                number_in(rate, f"teacher.scripted.noise: kinds.{kind}.{name}")
+        for name in ("halo", "redraw"):
+            number_in(getattr(self, name), f"teacher.scripted.noise: {name}")
+        for name in ("position", "length"):
+            number_in(getattr(self, name), f"teacher.scripted.noise: {name}", -1.0)
 
     @classmethod
     def read(cls, value: str | Mapping[str, Any] | None) -> Noise | None:
@@ -152,8 +152,3 @@ class Noise:
             opinion = verdicts[int(uniform("opinion", question, answer) * len(verdicts))]
             verdicts = [opinion] * len(verdicts)
         return verdicts
-
-
-def _check(value: Any, name: str, low: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= 1.0:
-        raise ConfigurationError(f"teacher.scripted.noise: {name} is {value!r:.60}; expected a number {low:g} to 1")
