@@ -103,33 +103,27 @@ class Lab:
             report(f"{role}: {real_judge_models.MODELS[role].name}, {file}")
 
     def calibrate(self) -> None:
-        out, limit = self.out / "calibrate", self.args.limit
-        if (known := calibration(out)) and known["labels"]["limit"] == limit:
-            report(f"calibrate is finished: {out / 'report.md'}")
-            return
-        flags = ("--limit", str(limit), "--forms", self.args.form, "--no-reorder", "--out", str(out))
-        self.ropd("calibrate-judge", *flags, *self.teacher_flags())
+        self.calibrated("calibrate", self.args.form, "--limit", str(self.args.limit), limit=self.args.limit)
 
     def rules(self) -> None:
         student, labels = self.file("trained", self.args.trained), self.out / "rules" / LABELS
         real_judge_rules.write_labels(student, labels, self.args.rules_questions, self.args.seed, report)
-        self.measured(labels, "keyed/1/1")
+        self.calibrated("rules", "keyed/1/1", "--labels", str(labels), "--scorer")
 
     def sums(self) -> None:
         labels = self.out / "sums" / LABELS
         labels.parent.mkdir(parents=True, exist_ok=True)
         rows = [q.as_row() for q in load_labels()[0] if q.family in SUMS]
         write_atomic(labels, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        self.measured(labels, self.args.form)
+        self.calibrated("sums", self.args.form, "--labels", str(labels), "--scorer")
 
-    def measured(self, labels: pathlib.Path, form: str) -> None:
-        """The judge's verdicts and grades on labels; the report lies next to them."""
-        out = labels.parent
-        if (out / "report.json").exists():
-            report(f"{out.name} is finished: {out / 'report.md'}")
+    def calibrated(self, stage: str, form: str, *flags: str, limit: int | None = None) -> None:
+        """Runs `ropd calibrate-judge` into OUT/stage, unless there is a report of as many questions."""
+        out = self.out / stage
+        if (known := calibration(out)) and known["labels"]["limit"] == limit:
+            report(f"{stage} is finished: {out / 'report.md'}")
             return
-        flags = ("--labels", str(labels), "--forms", form, "--scorer", "--no-reorder", "--out", str(out))
-        self.ropd("calibrate-judge", *flags, *self.teacher_flags())
+        self.ropd("calibrate-judge", "--forms", form, "--no-reorder", "--out", str(out), *flags, *self.teacher_flags())
 
     def train(self) -> None:
         run = self.out / "train"
