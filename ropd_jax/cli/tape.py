@@ -16,7 +16,6 @@ from ropd_jax.utils.text import plain
 if TYPE_CHECKING:
     from ropd_jax.teacher.tape.batch_jobs import Job
 
-ROLES = ("reference", "rubric", "verify", "score", "judge")
 _SHOWN = 1_000  # characters of one text
 ACTIONS = {"stats": "TAPE", "show": "TAPE", "export": "TAPE FILE.jsonl", "import": "TAPE FILE.jsonl"}
 
@@ -33,15 +32,15 @@ def run(args: Arguments) -> None:
     if len(files) != len(ACTIONS[action].split()):
         raise UserError(f"ropd tape {action} takes {ACTIONS[action]}, not {len(files)} arguments (ropd tape --help)")
 
-    if args["role"] and args["role"] not in ROLES:
-        raise UserError(f"--role is {args['role']!r}; {near(args['role'], ROLES)}")
-
+    from ropd_jax.teacher.clients.chat import PURPOSES
     from ropd_jax.teacher.tape.batch_jobs import Ledger
     from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_replies, tape_stats
     from ropd_jax.teacher.tape.store import Tape
     from ropd_jax.utils import paths
     from ropd_jax.workdir.place import stored_tape
 
+    if args["role"] and args["role"] not in PURPOSES:
+        raise UserError(f"--role is {args['role']!r}; {near(args['role'], PURPOSES)}")
     if action == "import":
         paths.only_local(files[0], "ropd tape import")
     path = stored_tape(files[0])

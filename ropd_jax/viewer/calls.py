@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ropd_jax.teacher.clients.chat import PURPOSES
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.roles import fences, forms
 from ropd_jax.teacher.roles.json_reply import token_of
@@ -29,7 +30,6 @@ from ropd_jax.teacher.tape.store import TAPE_NAME, Entry, Tape
 from ropd_jax.teacher.traffic.prices import Prices
 from ropd_jax.types import UserError, answer_of
 
-ROLES = ("reference", "rubric", "verify", "score", "judge")
 MOST = 200  # requests of one group
 _LOOKED = 400  # older groups: maximum number of requests with its question that are checked
 _CUT = re.compile(r"\n\[\.\.\. ([0-9]{1,9}) characters cut \.\.\.\]\n")
@@ -116,8 +116,8 @@ def calls_of(directory: pathlib.Path, config: Mapping[str, Any], row: Mapping[st
         note = f"{missing} of {missing + len(found)} requests are not on the tape {path.name}"
     elif not found:
         note = f"the tape {path.name} has no request about this group"
-    place = {role: i for i, role in enumerate(ROLES)}
-    calls.sort(key=lambda c: (place.get(c["role"], len(ROLES)), c["created"] or 0.0, c["key"]))
+    place = {role: i for i, role in enumerate(PURPOSES)}
+    calls.sort(key=lambda c: (place.get(c["role"], len(PURPOSES)), c["created"] or 0.0, c["key"]))
     return {"calls": calls, "reasons": reasons, "noted": noted, "note": note}
 
 
@@ -188,7 +188,7 @@ def _searched(tape: Tape, row: Mapping[str, Any], texts: Texts) -> list[Request]
     sha = hashlib.sha256(str(row["question"]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     criteria = {c["text"] for c in row["rubric"]} | {c["text"] for a in row["answers"] for c in a.get("rubric") or ()}
     found: list[Request] = []
-    for role in ROLES:
+    for role in PURPOSES:
         keys = tape.query(
             f"SELECT key FROM requests WHERE role = ? AND question = ? ORDER BY rowid LIMIT {_LOOKED}", (role, sha)
         )

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from ropd_jax.types import Message
 
 Purpose = Literal["reference", "rubric", "verify", "score", "judge"]
+PURPOSES: tuple[str, ...] = get_args(Purpose)
 
 
 @dataclasses.dataclass(frozen=True)
