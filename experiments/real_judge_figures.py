@@ -50,13 +50,13 @@ Key = tuple[int, str, int]
 
 
 def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
-    """All figures of the problems judged so far; None for unknown values.
+    """All figures of the problems that every arm has judged so far; None for unknown values.
 
     Args:
         place: the study's directory.
         draws: of the bootstrap.
     """
-    groups = study.groups_in(place / study.RUBRIC)
+    groups = study.judged(place)
     if not groups:
         return {"problems": 0}
     r = rollouts_of(list(groups.values()), scores_of(place, groups))
@@ -70,7 +70,7 @@ def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
         "accuracy": enough(boot.ratio(right_Q, counted_Q, share=True), counted_Q),
         "mixed_groups": int(((right_Q > 0) & (right_Q < counted_Q)).sum()),
         "unscored": {
-            name: dict(Counter(c for g in found.values() for c in g.judgement.causes if c is not None))
+            name: dict(Counter(c for step in groups for c in found[step].judgement.causes if c is not None))
             for name in (study.RUBRIC, study.T_JUDGE)
             if (found := study.groups_in(place / name))
         },
@@ -79,14 +79,16 @@ def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
     }
 
 
-def values(place: pathlib.Path) -> list[list[dict[str, Any]]]:
-    """For each answer to each judged problem: whether it is right, and the value of each signal; None if unknown."""
-    groups = study.groups_in(place / study.RUBRIC)
+def values(place: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
+    """For each judged problem its answers: whether each is right, and the value of each signal; None if unknown."""
+    groups = study.judged(place)
     r = rollouts_of(list(groups.values()), scores_of(place, groups))
-    rows: list[list[dict[str, Any]]] = [[] for _ in groups]
+    rows: dict[int, list[dict[str, Any]]] = {step: [] for step in groups}
+    steps = list(rows)
     for n, (q, right) in enumerate(zip(r.group, r.right, strict=True)):
         known = {name: float(column[n]) for name, column in r.signals.items()}
-        rows[q].append({"right": right} | {k: None if np.isnan(v) else round(v, DIGITS) for k, v in known.items()})
+        signals = {k: None if np.isnan(v) else round(v, DIGITS) for k, v in known.items()}
+        rows[steps[q]].append({"right": right} | signals)
     return rows
 
 
@@ -212,7 +214,7 @@ def forms(place: pathlib.Path, groups: Groups, draws: int) -> dict[str, Any]:
         r = rollouts_of(list(mine.values()), {})
         one = signal(r, REWARD, boot) if shared else {}
         found[name] = {
-            "judged": sorted(all_groups),
+            "judged": sorted(all_groups.keys() & groups.keys()),
             "problems": len(shared),
             **{key: one[key] for key in ("answers", "auc", "auc_in_group", "bad_update") if key in one},
             "unscored": sum(c is not None for g in mine.values() for c in g.judgement.causes),

@@ -1,13 +1,14 @@
 """The results of real_judge.py as small files, and a replay of the study from them, without a model.
 
     RESULTS/figures.json         setting, models, data, figures with intervals
-    RESULTS/answers.jsonl.gz     the student's answers with the value of each signal
+    RESULTS/answers.jsonl.gz     the student's answers; those to judged problems with the value of each signal
     RESULTS/replies.jsonl.gz     every reply of the judge, by the hash of its request
     RESULTS/real_judge.md        the tables
     RESULTS/real_judge.png       the picture
 
 The requests are not stored: they contain the benchmark's questions, which are not part of this repository. A replay
-rebuilds them from your copy of the data, and looks up the replies by their hashes.
+rebuilds them from your copy of the data, and looks up the replies by their hashes. A replay into the directory of a
+study continues it on another machine, which has no tape of the first part.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from experiments import real_judge_figures, real_judge_study
+from ropd_jax.analysis.teacher_signals import SIGNALS as WHITEBOX_SIGNALS
 from ropd_jax.teacher import ChatReply, ChatRequest, ConfigurationError, Tape, Teacher, Usage
 from ropd_jax.teacher.tape.inspect import export_tape
 from ropd_jax.teacher.tape.store import Failure, body_key, request_body
 from ropd_jax.utils.files import write_atomic
 
 FIGURES, ANSWERS, REPLIES = "figures.json", "answers.jsonl.gz", "replies.jsonl.gz"
-WHITEBOX_KEYS = ("teacher_logprob", "topk_overlap", "topk_mass")
+SIGNALS = "signals"  # of an answer to a judged problem
 PROVIDER = "openai"
 TOLERANCE = 1e-4  # the stored values of the signals have six digits
 
@@ -66,18 +68,21 @@ class RecordedClient:
 
 
 def export(study: pathlib.Path, about: Mapping[str, Any], results: pathlib.Path) -> dict[str, Any]:
-    """Writes the results of a study; returns ``figures.json``.
+    """Writes the results of a study; returns ``figures.json``. Replies that the results have already are kept.
 
     Args:
         about: what ``figures.json`` contains in addition to setting and figures.
     """
     results.mkdir(parents=True, exist_ok=True)
-    values = real_judge_figures.values(study)
-    rows = real_judge_study.stored_rollouts(study)[: len(values)]
-    for row, signals in zip(rows, values, strict=True):
-        row["answers"] = [a | {"signals": s} for a, s in zip(row["answers"], signals, strict=True)]
+    rows = real_judge_study.stored_rollouts(study)
+    for step, signals in real_judge_figures.values(study).items():
+        answers = rows[step]["answers"]
+        rows[step]["answers"] = [a | {SIGNALS: s} for a, s in zip(answers, signals, strict=True)]
     write_lines(results / ANSWERS, rows)
-    write_lines(results / REPLIES, replies_of(study.parent / real_judge_study.TAPE))
+    replies = {row["key"]: row for row in read_lines(results / REPLIES)} if (results / REPLIES).exists() else {}
+    if (tape := study.parent / real_judge_study.TAPE).exists():
+        replies |= {row["key"]: row for row in replies_of(tape)}
+    write_lines(results / REPLIES, [row for _, row in sorted(replies.items())])
     figures = real_judge_figures.measured(study)
     setting = json.loads((study / "setting.json").read_text(encoding="utf-8"))
     found = {"setting": setting, **about, "figures": figures}
@@ -119,18 +124,22 @@ def replay(results: pathlib.Path, data: str, place: pathlib.Path) -> dict[str, A
     setting = real_judge_study.Setting(**stored["setting"] | {"criteria": tuple(stored["setting"]["criteria"])})
     rows = read_lines(results / ANSWERS)
     real_judge_study.agreed(setting, place)
-    values = [[answer.pop("signals") for answer in row["answers"]] for row in rows]
+    values = {
+        step: [answer.pop(SIGNALS) for answer in row["answers"]]
+        for step, row in enumerate(rows)
+        if SIGNALS in row["answers"][0]
+    }
     scores = [
         {"step": step, "prompt_id": rows[step]["id"], "sample": n}
-        | {k: s[k] for k in WHITEBOX_KEYS if s.get(k) is not None}
-        for step, signals in enumerate(values)
+        | {k: s[k] for k in WHITEBOX_SIGNALS if s.get(k) is not None}
+        for step, signals in values.items()
         for n, s in enumerate(signals)
-        if s.get(WHITEBOX_KEYS[0]) is not None
+        if s.get(WHITEBOX_SIGNALS[0]) is not None
     ]
     write_atomic(place / real_judge_study.ROLLOUTS, _lines(rows))
     write_atomic(place / real_judge_study.WHITEBOX, _lines(scores))
     prompts = real_judge_study.problems(data, len(rows), setting.template).prompts
-    groups = real_judge_study.stored_groups(place, prompts)
+    groups = [group for group in real_judge_study.stored_groups(place, prompts) if group.step in values]
     recorded = RecordedClient(read_lines(results / REPLIES))
 
     def prepare(teacher: Teacher) -> None:

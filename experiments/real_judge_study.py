@@ -51,7 +51,8 @@ CHUNK = 8  # problems that are sampled together
 TOP_K = 24  # of the overlap, as in the paper
 NOWHERE = "http://127.0.0.1:1/v1"  # an address that is never opened
 WHITEBOX_ROWS = 8  # answers in one batch; their logits over 150,000 words take 80 MB for each row
-RUBRIC, T_JUDGE, SCRIPTED, FORMS = "rubric", "t_judge", "scripted", "forms"
+ARMS = RUBRIC, T_JUDGE, SCRIPTED = "rubric", "t_judge", "scripted"
+FORMS = "forms"
 TAPE = "tape.sqlite"  # in the directory above the study's
 ROLLOUTS, WHITEBOX = "rollouts.jsonl", "whitebox.jsonl"
 
@@ -379,6 +380,16 @@ def groups_in(folder: pathlib.Path) -> dict[int, StoredGroup]:
     return {g.step: g for g in read_groups(folder)} if (folder / "groups").is_dir() else {}
 
 
+def is_judged(place: pathlib.Path, step: int) -> bool:
+    """Whether every arm of the study has judged the problem."""
+    return all(stored(place / arm, step) for arm in ARMS)
+
+
+def judged(place: pathlib.Path) -> dict[int, StoredGroup]:
+    """The groups of the rubric's arm by problem, for the problems that every arm has judged."""
+    return {step: group for step, group in groups_in(place / RUBRIC).items() if is_judged(place, step)}
+
+
 # -------------------------------------------------------------------------------------------------------- white box
 
 
@@ -394,7 +405,7 @@ def whitebox(student: str, weights: str, place: pathlib.Path, report: Report) ->
     (run / "checkpoints").mkdir(exist_ok=True)
     write_atomic(run / "config.json", cfg.to_json() + "\n")
     rows = [row for _, row in numbered_rows(file)] if file.exists() else []
-    for first, end in ranges(sorted(groups_in(run).keys() - {row["step"] for row in rows})):
+    for first, end in ranges(sorted(judged(place).keys() - {row["step"] for row in rows})):
         begin, part = time.monotonic(), place / "whitebox.part.jsonl"
         score_run(run, weights, part, steps=(first, end), top_k=TOP_K, rows=WHITEBOX_ROWS)
         rows += [row for _, row in numbered_rows(part)]

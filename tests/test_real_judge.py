@@ -8,6 +8,7 @@ import hashlib
 import json
 import pathlib
 import re
+import shutil
 import sys
 import time
 import zipfile
@@ -67,6 +68,7 @@ class World:
              "solution": f"{n} + 5 = {n + 5}\n{n + 5} - 1 = {n + 4}\n#### {n + 4}"}
             for n in numbers
         ]  # fmt: skip
+        place.mkdir(exist_ok=True)
         (place / "gsm8k_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         kept = [
             {"id": f"sum-{n}", "answers": [
@@ -220,6 +222,35 @@ def test_a_replay_notices_a_changed_reply(judged, tmp_path):
     real_judge_replay.write_lines(results / real_judge_replay.REPLIES, rows)
     with pytest.raises(SystemExit, match=r"differs from .*answers\.\d\.\d\.t_judge \("):
         judged.run("replay", out=tmp_path / "out", results=results)
+
+
+def test_a_study_continues_from_its_results_on_another_machine(judged, tmp_path, capsys):
+    first, second = World(tmp_path / "first"), World(tmp_path / "second")
+    second.results = first.results
+    asked = first.judge("study", "export", groups=2)
+    shutil.rmtree(second.out / "study")
+    second.run("restore", groups=2)
+    assert "study: 2 problems from" in capsys.readouterr().out
+    assert study.stored_rollouts(second.out / "study") == study.stored_rollouts(first.out / "study")  # of 3 problems
+    assert 0 < second.judge("study", "export") < asked
+    for arm in study.ARMS:
+        rewards = [[g.judgement.rewards for g in read_groups(w.out / "study" / arm)] for w in (second, judged)]
+        assert rewards[0] == rewards[1] and len(rewards[0]) == 3
+    second.run("replay")
+    assert "the replay gives the stored figures" in capsys.readouterr().out
+    second.run("restore")
+    assert "has a study already; it stays as it is" in capsys.readouterr().out
+
+
+def test_a_problem_that_one_arm_lacks_is_in_no_figure_and_no_result(judged, tmp_path):
+    world = World(tmp_path)
+    shutil.copytree(judged.out, world.out, dirs_exist_ok=True)
+    (world.out / "study" / study.T_JUDGE / "groups" / "step_000001.jsonl").unlink()
+    world.run("export")
+    assert figures(world)["problems"] == 2
+    rows = real_judge_replay.read_lines(world.results / real_judge_replay.ANSWERS)
+    assert ["signals" in row["answers"][0] for row in rows] == [True, False, True]
+    world.run("replay")
 
 
 def test_the_results_hold_no_question_of_the_benchmark(judged):
