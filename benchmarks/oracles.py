@@ -54,6 +54,10 @@ PACKAGES = "autorubric rubric-reward-lens reward-doctor"
 FORMS = "keyed/1/1,keyed"
 CALLS = ("per_criterion",)  # how Autorubric asks; also per_item
 TIMEOUT_S = 1800.0
+SLOTS, CONTEXT = (
+    5,
+    4096,
+)  # of the server: Autorubric asks for all criteria of an answer at once, about 2,500 tokens each
 MOST_TOKENS = 400  # of a reply of Autorubric: a verdict with an explanation of one or two sentences
 PROBE_FORM = "keyed/1"  # one answer per call, as rubric-reward-lens grades
 
@@ -440,7 +444,8 @@ def main() -> None:
     if "kappa" in parts or "probes" in parts:
         questions = labels.load(part=args.part, limit=args.questions)[0]
         is_url = args.model.startswith("http")
-        server = contextlib.nullcontext if is_url else functools.partial(serving, args.server, threads=args.threads)
+        local = functools.partial(serving, args.server, threads=args.threads, context=SLOTS * CONTEXT, slots=SLOTS)
+        server = contextlib.nullcontext if is_url else local
         with server(args.model) as address:
             teacher = settings("judge", address, args.out / TAPE_NAME, replay=False)
             if "kappa" in parts:
