@@ -57,7 +57,7 @@ TIMEOUT_S = 1800.0
 SLOTS, CONTEXT = (
     5,
     4096,
-)  # of the server: Autorubric asks for all criteria of an answer at once, about 2,500 tokens each
+)  # of the server: Autorubric asks for all criteria of an answer at once, 2,500 tokens each
 MOST_TOKENS = 400  # of a reply of Autorubric: a verdict with an explanation of one or two sentences
 PROBE_FORM = "keyed/1"  # one answer per call, as rubric-reward-lens grades
 
