@@ -46,11 +46,11 @@ SCHEMA_TOKENS = 1200  # output limit: twice what a usable reply needs; a longer 
 PREFIX_QUESTIONS = 2
 
 
-def settings(name: str, address: str, tape: pathlib.Path, *, replay: bool) -> dict[str, Any]:
-    """``cfg.teacher`` for one model on a server with one slot."""
+def settings(name: str, address: str, tape: pathlib.Path, *, replay: bool, slots: int = 1) -> dict[str, Any]:
+    """``cfg.teacher`` for one model on a server with so many slots."""
     cfg = configs.default().teacher
     cfg.provider, cfg.base_url = "openai", address
-    cfg.concurrency = cfg.min_concurrency = 1
+    cfg.concurrency = cfg.min_concurrency = slots
     cfg.timeout_s, cfg.attempts = 1800.0, 2
     for role in (cfg.verifier, cfg.rubricator):
         role.model, role.max_output_tokens, role.temperature = name, 6000, 0.0

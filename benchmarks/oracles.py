@@ -447,7 +447,7 @@ def main() -> None:
         local = functools.partial(serving, args.server, threads=args.threads, context=SLOTS * CONTEXT, slots=SLOTS)
         server = contextlib.nullcontext if is_url else local
         with server(args.model) as address:
-            teacher = settings("judge", address, args.out / TAPE_NAME, replay=False)
+            teacher = settings("judge", address, args.out / TAPE_NAME, replay=False, slots=SLOTS)
             if "kappa" in parts:
                 keep(kappa=_kappa(args, teacher, address, chosen(questions, args.answers)))
             if "probes" in parts:

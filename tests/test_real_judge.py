@@ -346,7 +346,8 @@ def test_a_server_that_cannot_start_is_explained(tmp_path):
             pass
 
 
-def test_a_server_program_is_started_with_its_flags_and_ends_with_the_block(tmp_path):
+@pytest.mark.parametrize("reply, warned", [("It is 5.", ""), ("", "with 'nothing'"), ("00c0b.genetics", "00c0b.gen")])
+def test_a_server_program_is_started_with_its_flags_and_ends_with_the_block(reply, warned, tmp_path, capsys):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     program = tmp_path / "llama-server"
     program.write_text(
@@ -357,6 +358,9 @@ def test_a_server_program_is_started_with_its_flags_and_ends_with_the_block(tmp_
         "    def do_GET(self):\n"
         "        self.send_response(200)\n"
         "        self.end_headers()\n"
+        "    def do_POST(self):\n"
+        "        self.do_GET()\n"
+        f"        self.wfile.write({json.dumps({'choices': [{'message': {'content': reply}}]}).encode()!r})\n"
         "port = int(sys.argv[sys.argv.index('--port') + 1])\n"
         "http.server.HTTPServer(('127.0.0.1', port), Healthy).serve_forever()\n"
     )
@@ -364,9 +368,10 @@ def test_a_server_program_is_started_with_its_flags_and_ends_with_the_block(tmp_
     with llama_serving(str(program), tmp_path / "m.gguf", threads=3, context=512, slots=2) as address:
         pid, *flags = (tmp_path / "started").read_text().split()
         port = address.removesuffix("/v1").rpartition(":")[2]
-        expected = f"--host 127.0.0.1 --port {port} -t 3 -tb 3 -c 512 -np 2".split()
+        expected = f"--host 127.0.0.1 --port {port} -t 3 -tb 3 -c 512 -np 2 -fa off".split()
         assert flags == ["-m", str(tmp_path / "m.gguf"), *expected]
         assert running(pid)
+    assert ("expected 5" in (said := capsys.readouterr().err)) is bool(warned) and warned in said
     end = time.monotonic() + 60
     while running(pid) and time.monotonic() < end:
         time.sleep(0.05)
