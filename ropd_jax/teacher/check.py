@@ -32,9 +32,11 @@ from ropd_jax.teacher.roles import rubricator, scorer, verifier
 from ropd_jax.teacher.roles.role import Role
 from ropd_jax.teacher.traffic.event_loop import TeacherLoop
 from ropd_jax.types import Criterion, Rubric
+from ropd_jax.utils.text import plain
 
 log = logging.getLogger(__name__)
 _TOKENS = 64  # output limit of a check
+_SHOWN = 60  # characters of a reply
 _LONGEST_S = 30.0
 _QUESTION, _ANSWER = "What is 1 + 1 =", "1 + 1 = 2\nAnswer: 2"
 _RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"States that the total is {n}.", 1) for n in range(1, 5)))
@@ -45,7 +47,13 @@ Asked = tuple[str, Endpoint, Role]  # name of the role, its endpoint and its mod
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One cheap call: the role and model, its duration in seconds, its error, and its dollars if they are counted."""
+    """One cheap call.
+
+    Attributes:
+        seconds: its duration.
+        usd: its dollars, if they are counted.
+        said: the beginning of a reference, which is free text: a server that computes wrongly shows here.
+    """
 
     role: str
     provider: str
@@ -53,6 +61,7 @@ class Check:
     seconds: float
     error: TeacherError | None
     usd: float | None = None
+    said: str = ""
 
     @property
     def ok(self) -> bool:
@@ -60,8 +69,10 @@ class Check:
 
     @property
     def message(self) -> str:
-        """``answers in 0.4 s``, or the cause and message of the error."""
-        return f"answers in {self.seconds:.1f} s" if self.error is None else f"{self.error.cause}: {self.error}"
+        """``answers in 0.4 s: "1 + 1 = 2"``, or the cause and message of the error."""
+        if self.error is not None:
+            return f"{self.error.cause}: {self.error}"
+        return f"answers in {self.seconds:.1f} s" + (f': "{self.said}"' if self.said else "")
 
 
 def check_models(teacher: Mapping[str, Any], needs: Collection[str]) -> None:
@@ -124,11 +135,14 @@ async def first_call(
     limits = limit_options(teacher)
     limits["timeout_s"] = min(_LONGEST_S, limits["timeout_s"])
     error: TeacherError | None = None
-    client, begin = None, time.monotonic()
+    client, said, begin = None, "", time.monotonic()
     try:
         client = make_client(**dataclasses.asdict(endpoint), **limits, **client_options)
         async with asyncio.timeout(limits["timeout_s"]):
-            await client.inner.chat(dataclasses.replace(request, max_output_tokens=_TOKENS, extra=role.extra))
+            small = dataclasses.replace(request, max_output_tokens=_TOKENS, extra=role.extra)
+            reply = await client.inner.chat(small)
+        if name == "reference":
+            said = plain(" ".join(reply.text.split())[:_SHOWN])
     except TruncatedError:
         pass
     except TimeoutError:
@@ -138,7 +152,7 @@ async def first_call(
     finally:
         if client is not None:
             await client.close()
-    return Check(name, endpoint.provider, role.model, time.monotonic() - begin, error)
+    return Check(name, endpoint.provider, role.model, time.monotonic() - begin, error, said=said)
 
 
 def _request(name: str, role: Role) -> ChatRequest:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import re
 
 import pytest
 
@@ -78,6 +80,26 @@ def test_references_of_an_index_need_no_call():
     with serving(client) as address:
         check_models(config(provider="openai", base_url=f"{address}/v1", index="refs.jsonl"), NEEDS)
     assert sorted(r.model for r in client.requests) == ["scripted", "scripted"]  # rubricator and verifier
+
+
+class Babbling(ScriptedClient):
+    """A server that computes wrongly."""
+
+    def reply(self, request):
+        said = "\x1b[2J000,dlaso\n}00.000 [red]amount" + 9 * " genetics"
+        return dataclasses.replace(super().reply(request), text=said)
+
+
+def test_the_beginning_of_a_reference_is_shown_so_that_nonsense_is_seen(caplog):
+    caplog.set_level("INFO")
+    with serving(Babbling()) as address:
+        check_models(config(provider="openai", base_url=f"{address}/v1"), ("reference",))
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "ropd_jax.teacher.check"]
+    said = "\\x1b[2J000,dlaso }00.000 [red]amount" + 3 * " genetics"
+    assert (
+        re.sub(r"\d+\.\d s", "N s", line)[:90] == f'teacher: teacher.reference: scripted answers in N s: "{said}'[:90]
+    )
+    assert len(line) < 130 and line.endswith('"')
 
 
 def test_train_checks_before_it_loads_weights_and_writes_nothing(tmp_path, monkeypatch):
