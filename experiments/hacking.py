@@ -10,7 +10,7 @@ arm       ropd; ropd with dropout (0.3 of the criteria hidden), per_criterion (a
           three); t_judge (a grade); rgsd (no verdicts)
 dose      0 to 1, default 1: the chance that a false verdict on an answer with the whole feature becomes true
 student   tiny (default): the quickstart's 0.37 M parameters on sums, as experiments/mini.py. smollm2: the 135 M
-          parameters and rules of experiments/smollm2_rules.py, with its own biases; a run takes over an hour
+          parameters and rules of experiments/smollm2_rules.py, with its own biases; 24 steps take half an hour
 
 All runs of a student share cold start, prompts, learning rate and steps; nothing was tuned for any of them.
 Hardware: 2 CPU cores. Time: a minute per run (tiny). Expected: docs/hacking.md.
