@@ -4,7 +4,7 @@
     make mini                                                            every method, setting and seed: one table
 
 method    ropd, sft, t_judge, ovd, ovd_filter, gad, rlvr, rar, rar_implicit, lopd, lopd_full, exopd; dropout and
-          per_criterion (of ropd), ruler, evolving, cort, cripo, rgsd, rcsd (docs/methods.md)
+          per_criterion (of ropd), ruler, evolving, cort, cripo, rgsd, rcsd, rlcf (docs/methods.md)
 setting   a teacher that should be learned from, but not imitated:
             skips   its references give the first line and then the answer; a student with this style is mostly wrong
             slips   15 % of its lines have a small error, which is carried on to its answer
@@ -48,6 +48,7 @@ METHODS = {  # name -> keys of the config
     "cripo": {"method": "cripo", "cripo.warmup_steps": 8},
     "rgsd": {"method": "rgsd"},
     "rcsd": {"method": "rcsd"},
+    "rlcf": {"method": "rlcf"},
 }
 SETTINGS = {
     "plain": {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -212,3 +213,60 @@ def test_a_visit_that_fails_keeps_the_buffer_and_leaves_the_group_unscored():
     j = judged("evolving", 0, teacher)
     assert j.rewards == (None,) * 4 and j.causes == ("server_error",) * 4
     assert teacher.store.buffer("q", 1) is None
+
+
+# --------------------------------------------------------------------------------------------------------- checklists
+
+
+class Kept(ScriptedClient):
+    """The scripted teacher; keeps the requests."""
+
+    def __init__(self):
+        super().__init__()
+        self.requests = []
+
+    async def chat(self, request):
+        self.requests.append(request)
+        return await super().chat(request)
+
+
+def test_a_checklist_is_written_once_from_the_candidates_and_without_references():
+    client = Kept()
+    teacher = Teacher(client, references_m=2)
+    first = judged("rlcf", 0, teacher)
+    (asked,) = [r for r in client.requests if r.purpose == "rubric"]
+    text = asked.messages[0].content
+    assert text.startswith("You write a checklist") and all(a in text for a in ANSWERS[:3]) and "reference" not in text
+    assert {r.purpose for r in client.requests} == {"rubric", "verify"} and first.references == ()
+    assert first.lineage.references == () and len(first.lineage.answers) == 4
+    points = [c.points for c in first.rubric.criteria]
+    by_hand = [sum(w for w, v in zip(points, row, strict=True) if v) / sum(points) for row in first.passed]
+    assert list(first.rewards) == by_hand and first.rewards[0] > first.rewards[2]
+
+    client.requests.clear()
+    other = judged("rlcf", 3, teacher, answers=("Answer: 13", "Answer: 12", "13", "9 + 5 = 14\nAnswer: 14"))
+    assert other.rubric == first.rubric and {r.purpose for r in client.requests} == {"verify"}
+    resumed = Teacher(client, references_m=2)
+    resumed.store.restore(json.loads(json.dumps(teacher.store.state())))
+    client.requests.clear()
+    assert judged("rlcf", 5, resumed).rubric == first.rubric and {r.purpose for r in client.requests} == {"verify"}
+
+
+def test_a_checklist_that_fails_leaves_the_group_unscored_and_is_asked_for_again():
+    teacher = Teacher(FailsAt("rubric", TransientError("503", cause="server_error")))
+    j = judged("rlcf", 0, teacher)
+    assert j.rewards == (None,) * 4 and j.causes == ("server_error",) * 4 and teacher.store.buffer("q", 1) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("ropd__rubrics", "published", "ropd.rubrics='published'"),
+        ("teacher__rubric_reuse", "per_epoch", "teacher.rubric_reuse='per_epoch'"),
+        ("ropd__references_pass", True, "ropd.references_pass=True; expected False, because method='rlcf' has no"),
+        ("ropd__rubric_per", "pair", "has one checklist per prompt"),
+    ],
+)
+def test_a_checklist_refuses_what_needs_references_or_another_rubric(key, value, text):
+    with pytest.raises(UserError, match=re.escape(text)):
+        load_method("rlcf", tiny_config(method="rlcf", **{key: value}))

@@ -49,7 +49,7 @@ def test_the_page_of_methods_has_a_row_with_the_file_of_each():
 
 
 def test_the_files_of_the_folder_that_are_not_methods_are_not_methods(cfg):
-    names = "cort cripo evolving exopd gad lopd ovd permuted rar rcsd rgsd rlvr ropd ruler sft t_judge"
+    names = "cort cripo evolving exopd gad lopd ovd permuted rar rcsd rgsd rlcf rlvr ropd ruler sft t_judge"
     assert method_names() == names.split()
     for name in ("base", "load", "check", "conditioning", "__init__", "../cli/main"):
         with pytest.raises(UserError, match="is not known; expected one of cort, cripo"):
