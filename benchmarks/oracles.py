@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -27,6 +28,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -57,7 +59,7 @@ TIMEOUT_S = 1800.0
 SLOTS, CONTEXT = (
     5,
     4096,
-)  # of the server: Autorubric asks for all criteria of an answer at once, 2,500 tokens each
+)  # of the server; Autorubric sends one request at a time, so as many of it run side by side
 MOST_TOKENS = 400  # of a reply of Autorubric: a verdict with an explanation of one or two sentences
 PROBE_FORM = "keyed/1"  # one answer per call, as rubric-reward-lens grades
 
@@ -171,12 +173,18 @@ def theirs(
     rows = {row["key"]: row for row in _rows(stored) if "failed" not in row["causes"]}
     if wanted := [item for key, item in items.items() if key not in rows]:
         how = {"model": model, "address": address, "llm_calls": llm_calls, "timeout_s": TIMEOUT_S}
-        with stored.open("a", encoding="utf-8") as f:
-            for row in child(python, "grade", [how | {"max_tokens": MOST_TOKENS}, *wanted]):
-                rows[row["key"]] = row
-                f.write(json.dumps(row) + "\n")
-                f.flush()
-                report(f"{judged.name}: {len(rows)} of {len(items)} answers")
+        with stored.open("a", encoding="utf-8") as f, concurrent.futures.ThreadPoolExecutor(SLOTS) as side_by_side:
+            lock = threading.Lock()
+
+            def part(mine: list[dict[str, Any]]) -> None:
+                for row in child(python, "grade", [how | {"max_tokens": MOST_TOKENS}, *mine]) if mine else ():
+                    with lock:
+                        rows[row["key"]] = row
+                        f.write(json.dumps(row) + "\n")
+                        f.flush()
+                        report(f"{judged.name}: {len(rows)} of {len(items)} answers")
+
+            list(side_by_side.map(part, (wanted[n::SLOTS] for n in range(SLOTS))))
     for key in items:
         row = rows[key]
         judged.verdicts[key] = tuple(row["verdicts"])

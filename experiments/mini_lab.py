@@ -39,6 +39,7 @@ from ropd_jax.workdir.result import read_result
 ALONE = "any"  # name of the setting for methods without a text teacher
 COLORS = [f"C{i}" for i in range(10)]
 COLORS += ["black", "gold", "navy", "crimson", "teal", "orchid", "sienna", "lime", "salmon", "slategray"]
+COLORS += ["olive", "peru", "indigo", "darkcyan", "hotpink"]
 PROMPTS = 16  # per step
 EVALUATED = f"eval/{slug(BENCHMARK)}_step*/result.json"
 LEAST = 0.9  # of the held-out sums that the white-box teacher solves
@@ -262,7 +263,7 @@ def draw(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> pathlib
             steps = runs[0]["eval/accuracy"][0]
             mean = np.mean([run["eval/accuracy"][1] for run in runs], axis=0)
             seconds = np.median([seconds_at(run, steps) for run in runs], axis=0)
-            color, line = COLORS[list(METHODS).index(method)], "--" if where == ALONE else "-"
+            color, line = COLORS[list(METHODS).index(method) % len(COLORS)], "--" if where == ALONE else "-"
             for axis, x in zip(axes, ([PROMPTS * step for step in steps], seconds), strict=True):
                 axis.plot(x, mean, label=method, color=color, linestyle=line, linewidth=1.5)
         axes[0].set_title(f"{setting}: held-out greedy accuracy, mean of the seeds", fontsize=11)
