@@ -58,7 +58,7 @@ def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
     """
     groups = study.judged(place)
     if not groups:
-        return {"problems": 0}
+        return {"problems": 0, "forms": {}}
     r = rollouts_of(list(groups.values()), scores_of(place, groups))
     boot = Bootstrap(len(groups), draws=draws)
     known_A = np.array([right is not None for right in r.right])
@@ -82,6 +82,8 @@ def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
 def values(place: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
     """For each judged problem its answers: whether each is right, and the value of each signal; None if unknown."""
     groups = study.judged(place)
+    if not groups:
+        return {}
     r = rollouts_of(list(groups.values()), scores_of(place, groups))
     rows: dict[int, list[dict[str, Any]]] = {step: [] for step in groups}
     steps = list(rows)

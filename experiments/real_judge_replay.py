@@ -87,8 +87,9 @@ def export(study: pathlib.Path, about: Mapping[str, Any], results: pathlib.Path)
     setting = json.loads((study / "setting.json").read_text(encoding="utf-8"))
     found = {"setting": setting, **about, "figures": figures}
     write_atomic(results / FIGURES, json.dumps(found, indent=1) + "\n")
-    write_atomic(results / "real_judge.md", real_judge_figures.shown(figures) + "\n")
-    real_judge_figures.draw(figures, results / "real_judge.png")
+    if figures["problems"]:
+        write_atomic(results / "real_judge.md", real_judge_figures.shown(figures) + "\n")
+        real_judge_figures.draw(figures, results / "real_judge.png")
     return found
 
 

@@ -242,6 +242,17 @@ def test_a_study_continues_from_its_results_on_another_machine(judged, tmp_path,
     assert "has a study already; it stays as it is" in capsys.readouterr().out
 
 
+def test_answers_that_nobody_has_judged_are_kept_too(tmp_path, capsys):
+    first, second = World(tmp_path / "first"), World(tmp_path / "second")
+    second.results = first.results
+    study.agreed(study.Setting("tiny", "scripted", rollouts=4, template="{question}"), first.out / "study")
+    first.run("export")
+    shutil.rmtree(second.out / "study")
+    second.run("restore")
+    assert study.stored_rollouts(second.out / "study") == study.stored_rollouts(first.out / "study") != []
+    assert "study: 0 problems from" in capsys.readouterr().out
+
+
 def test_a_problem_that_one_arm_lacks_is_in_no_figure_and_no_result(judged, tmp_path):
     world = World(tmp_path)
     shutil.copytree(judged.out, world.out, dirs_exist_ok=True)
