@@ -5,8 +5,8 @@
     with serving("build/bin/llama-server", "qwen15.gguf") as address:
 
 The wheel (``pip install xllamacpp``) is built for AVX2. llama.cpp built on the machine itself uses all of its
-instructions: with AVX-512 three times as many tokens a second. Its flash attention is off: with it, a build of
-September 2026 wrote nonsense on one CPU, without any error. So each server is asked for a sum first.
+instructions. Flash attention and repacked weights are off: on one CPU a build of September 2026 wrote nonsense with both,
+and gave other verdicts than the wheel with repacked weights, without any error. Each server is asked for a sum first.
 
 The server runs in a child process, so this package requires neither. It keeps the tokens of the last prompt of each
 slot, so calls that begin with the same text should follow each other.
@@ -134,7 +134,7 @@ def _command(server: str, model: str, port: int, threads: int, context: int, slo
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), server)
     flags = {"-m": model, "--host": "127.0.0.1", "--port": port, "-t": threads, "-tb": threads, "-c": context}
     flags |= {"-np": slots, "-fa": "off"}
-    program = [server, *(str(x) for flag in flags.items() for x in flag)]
+    program = [server, *(str(x) for flag in flags.items() for x in flag), "--no-repack"]
     return [sys.executable, "-c", WATCHED, str(os.getpid()), *program]
 
 

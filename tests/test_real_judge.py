@@ -379,7 +379,7 @@ def test_a_server_program_is_started_with_its_flags_and_ends_with_the_block(repl
     with llama_serving(str(program), tmp_path / "m.gguf", threads=3, context=512, slots=2) as address:
         pid, *flags = (tmp_path / "started").read_text().split()
         port = address.removesuffix("/v1").rpartition(":")[2]
-        expected = f"--host 127.0.0.1 --port {port} -t 3 -tb 3 -c 512 -np 2 -fa off".split()
+        expected = f"--host 127.0.0.1 --port {port} -t 3 -tb 3 -c 512 -np 2 -fa off --no-repack".split()
         assert flags == ["-m", str(tmp_path / "m.gguf"), *expected]
         assert running(pid)
     assert ("expected 5" in (said := capsys.readouterr().err)) is bool(warned) and warned in said
