@@ -5,8 +5,9 @@
     with serving("build/bin/llama-server", "qwen15.gguf") as address:
 
 The wheel (``pip install xllamacpp``) is built for AVX2. llama.cpp built on the machine itself uses all of its
-instructions. Flash attention and repacked weights are off: on one CPU a build of September 2026 wrote nonsense with both,
-and gave other verdicts than the wheel with repacked weights, without any error. Each server is asked for a sum first.
+instructions. Flash attention and repacked weights are off: on one CPU a build of September 2026 wrote nonsense with
+both, and gave other verdicts than the wheel with repacked weights, without any error. Each server is asked for a sum
+first, which shows the worst.
 
 The server runs in a child process, so this package requires neither. It keeps the tokens of the last prompt of each
 slot, so calls that begin with the same text should follow each other.
