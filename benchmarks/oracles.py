@@ -56,10 +56,8 @@ PACKAGES = "autorubric rubric-reward-lens reward-doctor"
 FORMS = "keyed/1/1,keyed"
 CALLS = ("per_criterion",)  # how Autorubric asks; also per_item
 TIMEOUT_S = 1800.0
-SLOTS, CONTEXT = (
-    5,
-    4096,
-)  # of the server; Autorubric sends one request at a time, so as many of it run side by side
+SLOTS = 5  # of the server; Autorubric sends one request at a time, so as many of it run side by side
+CONTEXT = 4096  # tokens of each slot
 MOST_TOKENS = 400  # of a reply of Autorubric: a verdict with an explanation of one or two sentences
 PROBE_FORM = "keyed/1"  # one answer per call, as rubric-reward-lens grades
 

@@ -122,6 +122,18 @@ def serving(client=None, **options):
     return on_own_thread(running(client or ScriptedClient(), **options))
 
 
+class Asked(ScriptedClient):
+    """The scripted teacher; keeps the requests."""
+
+    def __init__(self):
+        super().__init__()
+        self.requests = []
+
+    async def chat(self, request):
+        self.requests.append(request)
+        return await super().chat(request)
+
+
 class FailsAt(ScriptedClient):
     """The scripted teacher, which raises ``error`` at every request of one purpose."""
 

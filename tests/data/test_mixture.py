@@ -17,10 +17,9 @@ from ropd_jax.data.stream import PromptStream
 from ropd_jax.teacher import ConfigurationError, Teacher
 from ropd_jax.teacher.roles import templates
 from ropd_jax.teacher.roles.rubricator import TEMPLATE
-from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.training.validate import check_data
 from ropd_jax.types import Message, Prompt, UserError
-from tests.helpers import IdTokenizer
+from tests.helpers import Asked, IdTokenizer
 
 
 class Words(IdTokenizer):
@@ -172,16 +171,6 @@ def test_split_and_interleave():
         parts = split(total, [5, 3, 0.1])
         assert sum(parts) == total and min(parts) >= (total >= 3)
     assert [s for s, _ in interleaved([4, 2])] == [0, 1, 0, 0, 1, 0]
-
-
-class Asked(ScriptedClient):
-    def __init__(self):
-        super().__init__()
-        self.requests = []
-
-    async def chat(self, request):
-        self.requests.append(request)
-        return await super().chat(request)
 
 
 def test_a_source_has_its_own_rubric_and_verifier_templates(tmp_path, sum_prompt, sum_answers):

@@ -17,7 +17,7 @@ from ropd_jax.methods.evolving import evolved, joined
 from ropd_jax.teacher import Teacher, TransientError
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Criterion, Judgement, Rubric, UserError
-from tests.helpers import FailsAt
+from tests.helpers import Asked, FailsAt
 from tests.methods.test_methods import ANSWERS, group
 from tests.runs.test_train import tiny_config
 from tests.teacher.conftest import Saying
@@ -218,20 +218,8 @@ def test_a_visit_that_fails_keeps_the_buffer_and_leaves_the_group_unscored():
 # --------------------------------------------------------------------------------------------------------- checklists
 
 
-class Kept(ScriptedClient):
-    """The scripted teacher; keeps the requests."""
-
-    def __init__(self):
-        super().__init__()
-        self.requests = []
-
-    async def chat(self, request):
-        self.requests.append(request)
-        return await super().chat(request)
-
-
 def test_a_checklist_is_written_once_from_the_candidates_and_without_references():
-    client = Kept()
+    client = Asked()
     teacher = Teacher(client, references_m=2)
     first = judged("rlcf", 0, teacher)
     (asked,) = [r for r in client.requests if r.purpose == "rubric"]
