@@ -12,8 +12,13 @@ Measured for each student, on 300 held-out questions (held-out topics and held-o
     words            mean length of an answer
     oddness          nats per token of the answers under the *first* student; higher means less like its own answers
     ordinary text    perplexity of a page of plain prose that no run trained on (experiments/ordinary_text.txt)
+    IFEval           share of IFEval's own 541 questions whose answer follows every instruction (``--ifeval DIR``)
 
-``--ifeval FILE`` adds IFEval's own 541 questions. Finished parts are not repeated.
+Finished parts are not repeated. ``--results DIR`` stores the numbers of each student in DIR/NAME.json; a student that
+has such a file is neither trained nor measured again, so the arms may come from several machines. With ``--ifeval`` it
+is, if its file lacks IFEval.
+
+    python experiments/smollm2_lab.py --out runs/smollm2 --results experiments/results/smollm2 --arms t_judge,rlvr
 Hardware: 2 CPU cores. Time and results: experiments/README.md.
 """
 
@@ -27,7 +32,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -40,7 +46,7 @@ from ropd_jax.analysis.teacher_signals import Row, mean_logprobs
 from ropd_jax.data.ifeval import follows
 from ropd_jax.evaluation.benchmarks import load_benchmark
 from ropd_jax.evaluation.stats import Estimate, clustered, paired_difference
-from ropd_jax.types import Message
+from ropd_jax.types import Message, Prompt
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.workdir.metrics import read_metrics
 
@@ -49,6 +55,7 @@ ORDINARY = HERE / "ordinary_text.txt"
 QUESTIONS = 300
 SAMPLING = ("--k", "1", "--temperature", "0.7", "--top_p", "1.0", "--max_tokens", "80", "--rows", "64")
 IFEVAL = ("--k", "1", "--temperature", "0", "--max_tokens", "256", "--rows", "64")
+SHOWN = 8  # answers side by side
 BATCH = 16  # answers whose log-probs are computed together
 
 
@@ -58,6 +65,7 @@ def main() -> None:
     parser.add_argument("--arms", default="ropd", help=f"of {', '.join(ARMS)}, separated by commas; or all")
     parser.add_argument("--sizes", default="full", help=f"of {', '.join(SIZES)}, separated by commas")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each arm")
+    parser.add_argument("--results", type=pathlib.Path, help="directory of finished numbers; finished ones are added")
     parser.add_argument("--ifeval", type=pathlib.Path, help="directory with ifeval.jsonl; adds its 541 questions")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the config, for a smoke")
     parser.add_argument("--limit", type=int, default=QUESTIONS, help="held-out questions")
@@ -68,17 +76,28 @@ def main() -> None:
     if not args.show:
         args.out.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "xla").resolve()))
-        measure("smollm2", args.out, args)
-        for name in names:
-            train(args.out / name, args)
-            measure(str(args.out / name), args.out, args)
-    found = {p.parent.name: json.loads(p.read_text()) for p in sorted(args.out.glob("measured/*/numbers.json"))}
+        for name in ["smollm2", *names]:
+            if not finished(name, args):
+                train(args.out / name, args)
+                measure(name if name == "smollm2" else str(args.out / name), args)
+    found = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted(file_of("*", args).parent.glob("*.json"))}
     if "smollm2" not in found:
-        raise SystemExit(f"{args.out} has no measured student yet; leave --show out")
-    text = f"{table(found)}\n\n{side_by_side(args.out, found)}"
+        raise SystemExit(f"{file_of('smollm2', args)} does not exist yet; leave --show out")
+    text = "\n\n".join((table(found), by_kind(found), side_by_side(found)))
     (args.out / "smollm2.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     print(draw(args.out, found))
+
+
+def finished(name: str, args: argparse.Namespace) -> bool:
+    """Whether a student has all numbers that are asked for."""
+    path = file_of(name, args)
+    return path.exists() and (not args.ifeval or "ifeval" in json.loads(path.read_text("utf-8")))
+
+
+def file_of(name: str, args: argparse.Namespace) -> pathlib.Path:
+    """Where a student's numbers are."""
+    return (args.results or args.out / "numbers") / f"{name}.json"
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -94,7 +113,7 @@ def ropd(*words: str) -> None:
 
 def train(run: pathlib.Path, args: argparse.Namespace) -> None:
     """One run to its end; a run that was stopped continues."""
-    if (run / "result.json").exists():
+    if run.name == "smollm2" or (run / "result.json").exists():
         return
     arm, size, seed = run.name.split("-")
     config = f"{HERE / 'smollm2_rules.py'}:arm={arm},size={size}"
@@ -104,24 +123,36 @@ def train(run: pathlib.Path, args: argparse.Namespace) -> None:
     print(f"{run.name}: {(time.monotonic() - begin) / 60:.0f} minutes", flush=True)
 
 
-def measure(student: str, out: pathlib.Path, args: argparse.Namespace) -> None:
-    """Evaluates a student and writes its numbers to OUT/measured/NAME/."""
-    where = out / "measured" / pathlib.Path(student).name
+def measure(student: str, args: argparse.Namespace) -> None:
+    """Evaluates a student and stores its numbers."""
+    name = pathlib.Path(student).name
+    where = args.out / "measured" / name
     benchmarks: list[tuple[str, tuple[str, ...]]] = [("instructions", (*SAMPLING, "--limit", str(args.limit)))]
     if args.ifeval:
         benchmarks.append(("ifeval", (*IFEVAL, "--data", str(args.ifeval))))
-    for name, flags in benchmarks:
-        if not (where / name / "result.json").exists():
-            ropd("eval", student, "--benchmark", name, *flags, "--out", str(where / name))
-    if not (where / "numbers.json").exists():
-        write_atomic(where / "numbers.json", json.dumps(numbers(student, where, args.limit), indent=1) + "\n")
+    for benchmark, flags in benchmarks:
+        if not (where / benchmark / "result.json").exists():
+            ropd("eval", student, "--benchmark", benchmark, *flags, "--out", str(where / benchmark))
+    found = numbers(student, where, args)
+    file_of(name, args).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file_of(name, args), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
-def numbers(student: str, where: pathlib.Path, limit: int) -> dict[str, Any]:
-    """The table's values for a student, from its answers and its weights."""
-    rows = [json.loads(line) for line in (where / "instructions" / "answers.jsonl").read_text("utf-8").splitlines()]
-    questions = {q.id: q for q in load_benchmark("instructions", limit=limit).prompts}
-    met = {row["id"]: follows(questions[row["id"]].metadata["instructions"], row["response"]) for row in rows}
+def met(where: pathlib.Path, questions: Iterable[Prompt]) -> tuple[list[dict[str, Any]], dict[str, list[bool]]]:
+    """The stored answers of a benchmark, and for each question which of its instructions the answer follows."""
+    rows = [json.loads(line) for line in (where / "answers.jsonl").read_text("utf-8").splitlines()]
+    asked = {q.id: q.metadata["instructions"] for q in questions}
+    return rows, {row["id"]: follows(asked[row["id"]], row["response"]) for row in rows}
+
+
+def numbers(student: str, where: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What the table, the picture and the answers side by side show of a student."""
+    questions = {q.id: q for q in load_benchmark("instructions", limit=args.limit).prompts}
+    rows, held = met(where / "instructions", questions.values())
+    kinds: dict[str, list[bool]] = {}
+    for i, flags in held.items():
+        for kind, flag in zip(questions[i].metadata["kinds"], flags, strict=True):
+            kinds.setdefault(kind, []).append(flag)
     texts = [row["response"].strip() for row in rows]
     times = Counter(texts)
     first, own = load_student("smollm2"), load_student(student)
@@ -131,16 +162,30 @@ def numbers(student: str, where: pathlib.Path, limit: int) -> dict[str, Any]:
         if text
     ]
     prose = [scored_row(own, own.tokenizer.encode("\n"), text) for text in ORDINARY.read_text("utf-8").split("\n\n")]
-    return {
-        "rules": {i: float(np.mean(held)) for i, held in met.items()},
-        "all": {i: float(all(held)) for i, held in met.items()},
+    found: dict[str, Any] = {
+        "rules": {i: float(np.mean(flags)) for i, flags in held.items()},
+        "all": {i: float(all(flags)) for i, flags in held.items()},
+        "kinds": {kind: float(np.mean(flags)) for kind, flags in sorted(kinds.items())},
         "distinct": sum(n == 1 for n in times.values()) / len(texts),
         "words": float(np.mean([len(t.split()) for t in texts])),
         "cut": float(np.mean([row.get("finish_reason") == "length" for row in rows])),
         "oddness": nats(first, answers),
         "ordinary": float(np.exp(nats(own, prose))),
         "ordinary_tokens": sum(len(row.tokens) - row.start for row in prose),
+        "shown": [
+            {"question": q.question, "answer": text}
+            for q, text in ((questions[row["id"]], row["response"].strip()) for row in rows)
+            if "language" not in q.metadata["kinds"]
+        ][:SHOWN],
     }
+    if args.ifeval:
+        asked = load_benchmark("ifeval", str(args.ifeval)).prompts
+        found["ifeval"] = {i: float(all(flags)) for i, flags in met(where / "ifeval", asked)[1].items()}
+    # the reward of SFT is that of the references
+    if student != "smollm2" and not pathlib.Path(student).name.startswith("sft-"):
+        steps, rewards = read_metrics(pathlib.Path(student)).get("reward/mean", ([], []))
+        found["rewards"] = [[int(step) for step in steps], [float(reward) for reward in rewards]]
+    return found
 
 
 def scored_row(student: Any, before: Sequence[int], text: str) -> Row:
@@ -173,7 +218,7 @@ def points(e: Estimate) -> str:
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: one row per student; the changes are paired by question."""
     heads = ["student", "rules met", "change, points", "all rules met", "change, points"]
-    heads += ["distinct", "words", "cut", "oddness", "ordinary text"]
+    heads += ["distinct", "words", "cut", "oddness", "ordinary text", "IFEval", "change, points"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     first = found["smollm2"]
     for name in ["smollm2", *(n for n in found if n != "smollm2")]:
@@ -181,26 +226,40 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         for key in ("rules", "all"):
             change = "" if name == "smollm2" else points(paired_difference(first[key], one[key]))
             cells += [percent(clustered(list(one[key].values()))), change]
-        more = f"{one['distinct']:.1%} | {one['words']:.1f} | {one['cut']:.1%} | {one['oddness']:.2f}"
-        title = "SmolLM2-135M-Instruct" if name == "smollm2" else name
-        rows.append(f"| {title} | {' | '.join(cells)} | {more} | {one['ordinary']:.1f} |")
+        cells += [f"{one['distinct']:.1%}", f"{one['words']:.1f}", f"{one['cut']:.1%}"]
+        cells += [f"{one['oddness']:.2f}", f"{one['ordinary']:.1f}"]
+        answered = one.get("ifeval")
+        both = answered and first.get("ifeval") and name != "smollm2"
+        cells += [percent(clustered(list(answered.values()))) if answered else ""]
+        cells += [points(paired_difference(first["ifeval"], answered)) if both else ""]
+        rows.append(f"| {_label(name)} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def side_by_side(out: pathlib.Path, found: Mapping[str, Any], shown: int = 6) -> str:
-    """Markdown: the answers of the first student and of ROPD to the first held-out questions."""
+def by_kind(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: the share of rules met, by kind of rule."""
+    kinds = sorted({kind for one in found.values() for kind in one["kinds"]})
+    rows = [f"| rules met | {' | '.join(kind.replace('_', ' ') for kind in kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for name, one in found.items():
+        shares = (f"{one['kinds'][kind]:.0%}" if kind in one["kinds"] else "" for kind in kinds)
+        rows.append(f"| {_label(name)} | {' | '.join(shares)} |")
+    return "\n".join(rows)
+
+
+def side_by_side(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: the answers of the first student and of ROPD to the first held-out questions in English."""
     name = next((n for n in found if n.startswith("ropd-")), None)
     if name is None:
         return ""
-    both = []
-    for student in ("smollm2", name):
-        lines = (out / "measured" / student / "instructions" / "answers.jsonl").read_text("utf-8").splitlines()
-        both.append({row["id"]: row["response"].strip() for row in map(json.loads, lines)})
-    questions = load_benchmark("instructions", limit=shown).prompts
+    after = {shown["question"]: shown["answer"] for shown in found[name]["shown"]}
     rows = ["| question | before | after |", "|---|---|---|"]
-    for q in questions:
-        cells = (q.question, both[0].get(q.id, ""), both[1].get(q.id, ""))
-        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells) + " |")
+    for shown in found["smollm2"]["shown"]:
+        cells = (shown["question"], shown["answer"], after.get(shown["question"], ""))
+        rows.append(
+            "| "
+            + " | ".join(escape(cell, quote=False).replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+            + " |"
+        )
     return "\n".join(rows)
 
 
@@ -210,8 +269,8 @@ def draw(out: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -> pathlib.P
     curve, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     names = [n for n in found if n != "smollm2"]
     for i, name in enumerate(names):
-        if not name.startswith("sft-"):  # it has no rewards of its own: its metric is that of the references
-            curve.plot(*read_metrics(out / name).get("reward/mean", ([], [])), color=f"C{i}")
+        if "rewards" in found[name]:
+            curve.plot(*found[name]["rewards"], color=f"C{i}")
     curve.set(xlabel="step", ylabel="mean reward of a step", title="training")
     for place, (key, label) in enumerate((("rules", "rules met"), ("all", "all rules met"))):
         for i, name in enumerate(["smollm2", *names]):
