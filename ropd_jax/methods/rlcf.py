@@ -50,7 +50,7 @@ class RLCF(ROPD):
         template = group.prompt.templates.get("rubric") or teacher.roles["rubric"].template or TEMPLATE
         prompt = dataclasses.replace(group.prompt, templates={**group.prompt.templates, "rubric": template})
         if kept := store.buffer(prompt.id, group.step):
-            rubric, lineage = kept[0], None
+            rubric, _, lineage = kept
         else:
             try:
                 rubric = await teacher.induce_rubric(prompt, (), answers, size=self.design.size)

@@ -88,13 +88,16 @@ class RubricStore:
         self._visits: dict[str, list[Visit]] = {}
         self._buffers: dict[str, list[Buffer]] = {}  # the last two, because a repeated step needs the previous one
 
-    def buffer(self, prompt_id: str, step: int) -> tuple[Rubric, int] | None:
-        """The criteria that the prompt kept before ``step``, and how many of the first are persistent.
+    def buffer(self, prompt_id: str, step: int) -> tuple[Rubric, int, Lineage] | None:
+        """The criteria that the prompt kept before ``step``, how many of the first are persistent, and their lineage.
 
         None on its first visit.
         """
         known = [b for b in self._buffers.get(prompt_id, ()) if b.step < step]
-        return (self._rubrics[known[-1].sha][0], known[-1].persistent) if known else None
+        if not known:
+            return None
+        rubric, lineage = self._rubrics[known[-1].sha]
+        return rubric, known[-1].persistent, lineage
 
     def keep(self, prompt_id: str, step: int, rubric: Rubric, persistent: int, lineage: Lineage) -> None:
         """Records what the prompt keeps after ``step``. A repeated step replaces its earlier record."""

@@ -194,7 +194,7 @@ def test_later_visits_begin_with_what_was_kept_and_a_repeated_step_with_the_same
     teacher = Teacher(ScriptedClient(), references_m=2)
     first = judged("evolving", 0, teacher)
     kept = teacher.store.buffer("q", 1)
-    assert kept == (first.rubric, len(first.rubric.criteria)) and teacher.store.buffer("q", 0) is None
+    assert kept == (first.rubric, len(first.rubric.criteria), first.lineage) and teacher.store.buffer("q", 0) is None
     again = judged(
         "evolving", 3, teacher, answers=("Answer: 12", "Answer: 13", "4", "9 + 5 = 14\n14 - 1 = 13\nAnswer: 13")
     )
@@ -233,11 +233,17 @@ def test_a_checklist_is_written_once_from_the_candidates_and_without_references(
 
     client.requests.clear()
     other = judged("rlcf", 3, teacher, answers=("Answer: 13", "Answer: 12", "13", "9 + 5 = 14\nAnswer: 14"))
-    assert other.rubric == first.rubric and {r.purpose for r in client.requests} == {"verify"}
+    assert (
+        other.rubric == first.rubric
+        and other.lineage == first.lineage
+        and {r.purpose for r in client.requests} == {"verify"}
+    )
     resumed = Teacher(client, references_m=2)
     resumed.store.restore(json.loads(json.dumps(teacher.store.state())))
     client.requests.clear()
-    assert judged("rlcf", 5, resumed).rubric == first.rubric and {r.purpose for r in client.requests} == {"verify"}
+    later = judged("rlcf", 5, resumed)
+    assert (later.rubric, later.lineage) == (first.rubric, first.lineage)
+    assert {r.purpose for r in client.requests} == {"verify"}
 
 
 def test_a_checklist_that_fails_leaves_the_group_unscored_and_is_asked_for_again():
