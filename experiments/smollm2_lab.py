@@ -73,8 +73,8 @@ def main() -> None:
     args = parser.parse_args()
     arms = ARMS if args.arms == "all" else args.arms.split(",")
     names = [f"{arm}-{size}-{seed}" for seed in range(args.seeds) for size in args.sizes.split(",") for arm in arms]
+    args.out.mkdir(parents=True, exist_ok=True)
     if not args.show:
-        args.out.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "xla").resolve()))
         for name in ["smollm2", *names]:
             if not finished(name, args):
@@ -208,7 +208,7 @@ def nats(student: Any, rows: Sequence[Row]) -> float:
 
 
 def percent(e: Estimate) -> str:
-    return f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]" if e.value is not None else "unknown"
+    return f"{100 * e.value:.1f} % [{100 * e.low:.1f}, {100 * e.high:.1f}]" if e.value is not None else "unknown"
 
 
 def points(e: Estimate) -> str:
@@ -226,7 +226,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         for key in ("rules", "all"):
             change = "" if name == "smollm2" else points(paired_difference(first[key], one[key]))
             cells += [percent(clustered(list(one[key].values()))), change]
-        cells += [f"{one['distinct']:.1%}", f"{one['words']:.1f}", f"{one['cut']:.1%}"]
+        cells += [f"{100 * one['distinct']:.0f} %", f"{one['words']:.1f}", f"{100 * one['cut']:.1f} %"]
         cells += [f"{one['oddness']:.2f}", f"{one['ordinary']:.1f}"]
         answered = one.get("ifeval")
         both = answered and first.get("ifeval") and name != "smollm2"
@@ -241,7 +241,7 @@ def by_kind(found: Mapping[str, Mapping[str, Any]]) -> str:
     kinds = sorted({kind for one in found.values() for kind in one["kinds"]})
     rows = [f"| rules met | {' | '.join(kind.replace('_', ' ') for kind in kinds)} |", "|---" * (len(kinds) + 1) + "|"]
     for name, one in found.items():
-        shares = (f"{one['kinds'][kind]:.0%}" if kind in one["kinds"] else "" for kind in kinds)
+        shares = (f"{100 * one['kinds'][kind]:.0f} %" if kind in one["kinds"] else "" for kind in kinds)
         rows.append(f"| {_label(name)} | {' | '.join(shares)} |")
     return "\n".join(rows)
 

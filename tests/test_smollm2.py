@@ -40,8 +40,8 @@ def args(tmp_path):
 def test_table_pairs_each_student_with_the_first_one():
     found = {"smollm2": one(0.5, ifeval={"a": 0.0, "b": 0.0}), "ropd-full-0": one(1.0, ifeval={"a": 1.0, "b": 1.0})}
     head, _, first, after = lab.table({**found, "t_judge-lora-1": one(0.5)}).splitlines()[:4]
-    assert first.startswith("| before | 50.0% [50.0%, 50.0%] |  |") and first.endswith("| 0.0% [0.0%, 65.8%] |  |")
-    assert "| ROPD | 100.0% [67.6%, 100.0%] | +50.0 [+50.0, +50.0] | 100.0%" in after and "+100.0" in after
+    assert first.startswith("| before | 50.0 % [50.0, 50.0] |  |") and first.endswith("| 0.0 % [0.0, 65.8] |  |")
+    assert "| ROPD | 100.0 % [67.6, 100.0] | +50.0 [+50.0, +50.0] | 100.0 %" in after and "+100.0" in after
     assert after.count("|") == head.count("|")
     last = lab.table({**found, "t_judge-lora-1": one(0.5)}).splitlines()[4]
     assert last.startswith("| T-Judge, lora-1 |") and last.endswith("|  |  |") and last.count("|") == head.count("|")
@@ -56,7 +56,7 @@ def test_answers_side_by_side_do_not_break_the_table_or_become_markup():
 def test_by_kind_leaves_unknown_cells_empty():
     text = lab.by_kind({"smollm2": one(0.5), "ropd-full-0": one(1.0, kinds={"title": 0.25})})
     assert text.splitlines()[0] == "| rules met | no comma | title |"
-    assert text.splitlines()[2:] == ["| before | 50% |  |", "| ROPD |  | 25% |"]
+    assert text.splitlines()[2:] == ["| before | 50 % |  |", "| ROPD |  | 25 % |"]
 
 
 def test_a_student_with_results_is_not_trained_again(args, monkeypatch, capsys):
@@ -68,7 +68,10 @@ def test_a_student_with_results_is_not_trained_again(args, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", words)
     lab.main()
     assert not lab.finished("ropd-full-0", argparse.Namespace(**{**vars(args), "ifeval": args.out}))
-    assert "| ROPD | 100.0%" in capsys.readouterr().out and (args.out / "smollm2.png").exists()
+    monkeypatch.setattr(sys, "argv", [*words, "--show", "--out", str(args.out / "shown")])
+    lab.main()
+    assert (args.out / "shown" / "smollm2.md").exists()
+    assert "| ROPD | 100.0 %" in capsys.readouterr().out and (args.out / "smollm2.png").exists()
     monkeypatch.setattr(lab, "ropd", lambda *words: (_ for _ in ()).throw(SystemExit(words[0])))
     monkeypatch.setattr(sys, "argv", [*words[:-1], "sft"])
     with pytest.raises(SystemExit, match="train"):
