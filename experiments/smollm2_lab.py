@@ -83,6 +83,7 @@ def main() -> None:
     found = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted(file_of("*", args).parent.glob("*.json"))}
     if "smollm2" not in found:
         raise SystemExit(f"{file_of('smollm2', args)} does not exist yet; leave --show out")
+    found = {"smollm2": found.pop("smollm2"), **found}
     text = "\n\n".join((table(found), by_kind(found), side_by_side(found)))
     (args.out / "smollm2.md").write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -221,8 +222,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     heads += ["distinct", "words", "cut", "oddness", "ordinary text", "IFEval", "change, points"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     first = found["smollm2"]
-    for name in ["smollm2", *(n for n in found if n != "smollm2")]:
-        one, cells = found[name], list[str]()
+    for name, one in found.items():
+        cells = list[str]()
         for key in ("rules", "all"):
             change = "" if name == "smollm2" else points(paired_difference(first[key], one[key]))
             cells += [percent(clustered(list(one[key].values()))), change]
