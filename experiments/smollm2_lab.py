@@ -15,10 +15,11 @@ Measured for each student, on 300 held-out questions (held-out topics and held-o
     IFEval           share of IFEval's own 541 questions whose answer follows every instruction (``--ifeval DIR``)
 
 Finished parts are not repeated. ``--results DIR`` stores the numbers of each student in DIR/NAME.json; a student that
-has such a file is neither trained nor measured again, so the arms may come from several machines. With ``--ifeval`` it
+has such a file is neither trained nor measured again, so the arms can come from several machines. With ``--ifeval`` it
 is, if its file lacks IFEval.
 
     python experiments/smollm2_lab.py --out runs/smollm2 --results experiments/results/smollm2 --arms t_judge,rlvr
+
 Hardware: 2 CPU cores. Time and results: experiments/README.md.
 """
 
@@ -55,6 +56,7 @@ ORDINARY = HERE / "ordinary_text.txt"
 QUESTIONS = 300
 SAMPLING = ("--k", "1", "--temperature", "0.7", "--top_p", "1.0", "--max_tokens", "80", "--rows", "64")
 IFEVAL = ("--k", "1", "--temperature", "0", "--max_tokens", "256", "--rows", "64")
+FIRST = "smollm2"  # the student before any training
 SHOWN = 8  # answers side by side
 BATCH = 16  # answers whose log-probs are computed together
 
@@ -76,14 +78,16 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.show:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "xla").resolve()))
-        for name in ["smollm2", *names]:
+        if not finished(FIRST, args):
+            measure(FIRST, args)
+        for name in names:
             if not finished(name, args):
                 train(args.out / name, args)
-                measure(name if name == "smollm2" else str(args.out / name), args)
-    found = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted(file_of("*", args).parent.glob("*.json"))}
-    if "smollm2" not in found:
-        raise SystemExit(f"{file_of('smollm2', args)} does not exist yet; leave --show out")
-    found = {"smollm2": found.pop("smollm2"), **found}
+                measure(str(args.out / name), args)
+    found = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted(file_of(FIRST, args).parent.glob("*.json"))}
+    if FIRST not in found:
+        raise SystemExit(f"{file_of(FIRST, args)} does not exist yet; leave --show out")
+    found = {FIRST: found.pop(FIRST), **found}
     text = "\n\n".join((table(found), by_kind(found), side_by_side(found)))
     (args.out / "smollm2.md").write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -114,7 +118,7 @@ def ropd(*words: str) -> None:
 
 def train(run: pathlib.Path, args: argparse.Namespace) -> None:
     """One run to its end; a run that was stopped continues."""
-    if run.name == "smollm2" or (run / "result.json").exists():
+    if (run / "result.json").exists():
         return
     arm, size, seed = run.name.split("-")
     config = f"{HERE / 'smollm2_rules.py'}:arm={arm},size={size}"
@@ -156,7 +160,7 @@ def numbers(student: str, where: pathlib.Path, args: argparse.Namespace) -> dict
             kinds.setdefault(kind, []).append(flag)
     texts = [row["response"].strip() for row in rows]
     times = Counter(texts)
-    first, own = load_student("smollm2"), load_student(student)
+    first, own = load_student(FIRST), load_student(student)
     answers = [
         scored_row(first, first.tokenizer.apply_chat_template((Message("user", questions[r["id"]].question),)), text)
         for r, text in zip(rows, texts, strict=True)
@@ -183,7 +187,7 @@ def numbers(student: str, where: pathlib.Path, args: argparse.Namespace) -> dict
         asked = load_benchmark("ifeval", str(args.ifeval)).prompts
         found["ifeval"] = {i: float(all(flags)) for i, flags in met(where / "ifeval", asked)[1].items()}
     # the reward of SFT is that of the references
-    if student != "smollm2" and not pathlib.Path(student).name.startswith("sft-"):
+    if student != FIRST and not pathlib.Path(student).name.startswith("sft-"):
         steps, rewards = read_metrics(pathlib.Path(student)).get("reward/mean", ([], []))
         found["rewards"] = [[int(step) for step in steps], [float(reward) for reward in rewards]]
     return found
@@ -221,16 +225,16 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     heads = ["student", "rules met", "change, points", "all rules met", "change, points"]
     heads += ["distinct", "words", "cut", "oddness", "ordinary text", "IFEval", "change, points"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    first = found["smollm2"]
+    first = found[FIRST]
     for name, one in found.items():
         cells = list[str]()
         for key in ("rules", "all"):
-            change = "" if name == "smollm2" else points(paired_difference(first[key], one[key]))
+            change = "" if name == FIRST else points(paired_difference(first[key], one[key]))
             cells += [percent(clustered(list(one[key].values()))), change]
         cells += [f"{100 * one['distinct']:.0f} %", f"{one['words']:.1f}", f"{100 * one['cut']:.1f} %"]
         cells += [f"{one['oddness']:.2f}", f"{one['ordinary']:.1f}"]
         answered = one.get("ifeval")
-        both = answered and first.get("ifeval") and name != "smollm2"
+        both = answered and first.get("ifeval") and name != FIRST
         cells += [percent(clustered(list(answered.values()))) if answered else ""]
         cells += [points(paired_difference(first["ifeval"], answered)) if both else ""]
         rows.append(f"| {_label(name)} | {' | '.join(cells)} |")
@@ -254,7 +258,7 @@ def side_by_side(found: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     after = {shown["question"]: shown["answer"] for shown in found[name]["shown"]}
     rows = ["| question | before | after |", "|---|---|---|"]
-    for shown in found["smollm2"]["shown"]:
+    for shown in found[FIRST]["shown"]:
         cells = (shown["question"], shown["answer"], after.get(shown["question"], ""))
         rows.append(
             "| "
@@ -268,17 +272,17 @@ def draw(out: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -> pathlib.P
     """The reward of each run against the step, and the shares before and after."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     curve, bars = figure.subplots(1, 2, width_ratios=(3, 2))
-    names = [n for n in found if n != "smollm2"]
+    names = [n for n in found if n != FIRST]
     for i, name in enumerate(names):
         if "rewards" in found[name]:
             curve.plot(*found[name]["rewards"], color=f"C{i}")
     curve.set(xlabel="step", ylabel="mean reward of a step", title="training")
     for place, (key, label) in enumerate((("rules", "rules met"), ("all", "all rules met"))):
-        for i, name in enumerate(["smollm2", *names]):
+        for i, name in enumerate([FIRST, *names]):
             e = clustered(list(found[name][key].values()))
             low, high = (max(e.value - e.low, 0), max(e.high - e.value, 0))
             where = place * (len(names) + 2) + i
-            color = "0.6" if name == "smollm2" else f"C{i - 1}"
+            color = "0.6" if name == FIRST else f"C{i - 1}"
             label_once = _label(name) if not place else None
             bars.bar(where, e.value, color=color, yerr=[[low], [high]], capsize=2, label=label_once)
         bars.text(place * (len(names) + 2), 1.0, label, fontsize=8)

@@ -64,7 +64,7 @@ class Evolving(ROPD):
         lineage = lineage_of(
             group.step, teacher.roles["rubric"].model, teacher.template_id("rubric", prompt), texts, seen
         )
-        known, persistent = kept[:2] if kept else (None, len(new.criteria))
+        known, persistent, _ = kept or (None, len(new.criteria), lineage)
         rubric = joined(known, new)
         judgement = await judge(
             teacher, prompt, answers, step=group.step, design=design, references=references, rubric=(rubric, lineage)

@@ -233,11 +233,8 @@ def test_a_checklist_is_written_once_from_the_candidates_and_without_references(
 
     client.requests.clear()
     other = judged("rlcf", 3, teacher, answers=("Answer: 13", "Answer: 12", "13", "9 + 5 = 14\nAnswer: 14"))
-    assert (
-        other.rubric == first.rubric
-        and other.lineage == first.lineage
-        and {r.purpose for r in client.requests} == {"verify"}
-    )
+    assert (other.rubric, other.lineage) == (first.rubric, first.lineage)
+    assert {r.purpose for r in client.requests} == {"verify"}
     resumed = Teacher(client, references_m=2)
     resumed.store.restore(json.loads(json.dumps(teacher.store.state())))
     client.requests.clear()
