@@ -28,7 +28,7 @@ PYTHON of --server is an interpreter that has xllamacpp, llama.cpp's server as a
 llama/bin/pip install xllamacpp). --url uses a running server, with --judge as the name of its model. Then also give
 --student and --weights, or leave out the stages that need them.
 
-A 1.5B judge on two idle cores takes about 7 minutes for each problem. docs/real_judge.md explains the figures;
+A 1.5B judge takes 8 to 12 minutes of one core for each problem. docs/real_judge.md explains the figures;
 hypotheses, stopping rule and results are there and in experiments/README.md.
 """
 
