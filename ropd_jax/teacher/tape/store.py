@@ -429,7 +429,7 @@ def _prepare(db: sqlite3.Connection, path: pathlib.Path) -> None:
     old = bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     if old:
         _check_ours(db, path)
-    db.execute("PRAGMA journal_mode = WAL")
+    _use_wal(db)
     db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing, a power cut at most the last replies
     with db:
         db.execute("BEGIN IMMEDIATE")  # lock before reading the version: two processes must not both add the column
@@ -439,6 +439,23 @@ def _prepare(db: sqlite3.Connection, path: pathlib.Path) -> None:
             db.execute(statement)
         db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Sets WAL mode. Waits while another connection prepares the same new file.
+
+    The statement takes a read lock and then a write lock. SQLite does not wait between these two, whatever the timeout
+    of the connection, because two connections that both hold a read lock would wait for each other.
+    """
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _check_ours(db: sqlite3.Connection, path: pathlib.Path) -> None:

@@ -10,12 +10,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 import zlib
 
 import pytest
 from aiohttp import web
 
 from ropd_jax.teacher import Tape, TapedClient, TransientError, make_client
+from ropd_jax.teacher.clients.errors import ConfigurationError
+from ropd_jax.teacher.tape import store
 from ropd_jax.teacher.tape.batch_jobs import Ledger
 from ropd_jax.teacher.tape.inspect import export_tape
 from ropd_jax.teacher.tape.store import body_key, request_body
@@ -161,3 +165,32 @@ def test_another_process_reads_while_one_writes_and_a_read_only_place_will_do(ta
     reader = Tape(tape.path, read_only=True)
     assert reader.query("SELECT count(*) FROM replies") == [(2,)]
     reader.close()
+
+
+@pytest.fixture
+def half_made(tmp_path):
+    """A new tape that another connection is preparing: it holds the write lock, and the file is not in WAL mode yet."""
+    path = tmp_path / "new.sqlite"
+    path.touch()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield path, other
+
+
+def test_a_new_tape_waits_for_the_connection_that_prepares_it(half_made, saying):
+    path, other = half_made
+    release = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
+    release.start()
+    with contextlib.closing(Tape(path)) as tape:
+        chat(taped(tape, saying("four")), request())
+        assert tape.query("SELECT count(*) FROM replies") == [(1,)]
+    release.join()
+
+
+def test_a_tape_that_stays_locked_says_so_after_the_wait(half_made, saying, monkeypatch):
+    monkeypatch.setattr(store, "_WAIT_S", 0.2)
+    path, began = half_made[0], time.monotonic()
+    with contextlib.closing(Tape(path)) as tape, pytest.raises(ConfigurationError) as caught:
+        chat(taped(tape, saying("four")), request())
+    assert time.monotonic() - began >= 0.2
+    assert str(path) in str(caught.value) and "give each run its own tape" in str(caught.value)
