@@ -17,6 +17,8 @@ STAGES is one or more of these, run in this order (default: all but `restore` an
     study       GSM8K x 8 answers of a student: rubric rewards and T-Judge grades         -> OUT/study
     whitebox    log-prob and top-24 overlap of the judge's own weights on these answers   -> OUT/study
     formats     the same answers, verified in other request forms                         -> OUT/study/forms
+    given       the same answers, verified with the scripted teacher's rubrics: the judge's verdicts without its
+                criteria; only problems with right and wrong answers                      -> OUT/study/given
     export      the results as small files                                                -> --results
     replay      the study repeated from --results, without a model; needs --data          -> OUT/replay
 
@@ -36,6 +38,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -55,7 +58,20 @@ from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.text import clock
 
 HERE = pathlib.Path(__file__).parent
-STAGES = ("setup", "calibrate", "rules", "sums", "train", "restore", "study", "whitebox", "formats", "export", "replay")
+STAGES = (
+    "setup",
+    "calibrate",
+    "rules",
+    "sums",
+    "train",
+    "restore",
+    "study",
+    "whitebox",
+    "formats",
+    "given",
+    "export",
+    "replay",
+)
 BY_NAME = ("restore", "replay")  # these run only if they are named
 ROLES = ("reference", "rubricator", "verifier", "scorer")
 CONTEXT = 8192  # of each slot of the server; a request with 10 answers has about 2,500 tokens
@@ -161,16 +177,26 @@ class Lab:
         able = study.has_rubric(self.study)
         groups = [g for g in groups if study.is_judged(self.study, g.step) and g.step in able]
         for form in self.args.forms.split(","):
-            place = self.study / study.FORMS / study.folder_of(form)
-            left = [g for g in groups if not study.stored(place, g.step)]
-            report(f"form {form}: {len(groups) - len(left)} of {len(groups)} problems are verified")
-            if left:
-                progress = Progress(len(left), lambda form=form: form)
-                study.verify_all(
-                    self.setting, form, left, self.study, address=self.address(), lanes=self.args.lanes,
-                    done=progress.done,
-                )  # fmt: skip
+            setting = dataclasses.replace(self.setting, form=form)
+            self.verify(f"form {form}", setting, groups, study.RUBRIC, study.folder_of(form))
         self.show()
+
+    def given(self) -> None:
+        able = study.has_rubric(self.study, study.SCRIPTED)
+        groups = study.stored_groups(self.study, self.prompts())
+        groups = [g for g in groups if study.is_judged(self.study, g.step) and g.step in able and study.is_mixed(g)]
+        self.verify("scripted rubrics", self.setting, groups, study.SCRIPTED, study.GIVEN)
+        self.show()
+
+    def verify(self, name: str, setting: study.Setting, groups: list[RolloutGroup], rubrics: str, into: str) -> None:
+        """Verifies the groups that the folder ``into`` lacks."""
+        left = [g for g in groups if not study.stored(self.study / into, g.step)]
+        report(f"{name}: {len(groups) - len(left)} of {len(groups)} problems are verified")
+        if left:
+            study.verify_all(
+                setting, left, self.study, rubrics=rubrics, into=into, address=self.address(), lanes=self.args.lanes,
+                done=Progress(len(left), lambda: name).done,
+            )  # fmt: skip
 
     def export(self) -> None:
         found = self.prompts_found()

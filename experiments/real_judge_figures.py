@@ -42,6 +42,7 @@ LABELS = {  # signal -> label
     "topk_mass": "student's mass on the overlap",
     "shortness": "shortness (tokens)",
     "scripted": "rubric reward, scripted teacher",
+    study.GIVEN: "rubric reward, scripted rubrics",
 }
 DIGITS = 6  # of a signal's value in the results
 LEAST = 5  # problems that an interval needs
@@ -99,7 +100,7 @@ def scores_of(place: pathlib.Path, groups: Groups) -> dict[Key, dict[str, float]
     file = place / study.WHITEBOX
     scores = read_scores(file) if file.exists() else {}
     scores = {key: values for key, values in scores.items() if key[0] in groups}
-    for name in (study.T_JUDGE, study.SCRIPTED):
+    for name in (study.T_JUDGE, study.SCRIPTED, study.GIVEN):
         for key, reward in rewards_of(study.groups_in(place / name)).items():
             if key[0] in groups:
                 scores.setdefault(key, {})[name] = reward

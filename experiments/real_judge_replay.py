@@ -14,6 +14,7 @@ study continues it on another machine, which has no tape of the first part.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -147,10 +148,16 @@ def replay(results: pathlib.Path, data: str, place: pathlib.Path) -> dict[str, A
         teacher.client = recorded
 
     real_judge_study.judge_all(setting, groups, place, data, prepare=prepare)
-    for name in stored["figures"]["forms"]:
-        done = stored["figures"]["forms"][name]["judged"]
-        mine = [g for g in groups if g.step in done]
-        real_judge_study.verify_all(setting, real_judge_study.form_named(name), mine, place, prepare=prepare)
+    scripted, given = real_judge_study.SCRIPTED, real_judge_study.GIVEN
+    mine = [g for g in groups if any(s.get(given) is not None for s in values[g.step])]
+    real_judge_study.verify_all(setting, mine, place, rubrics=scripted, into=given, prepare=prepare)
+    for name, one in stored["figures"]["forms"].items():
+        form = real_judge_study.form_named(name)
+        mine = [g for g in groups if g.step in one["judged"]]
+        real_judge_study.verify_all(
+            dataclasses.replace(setting, form=form), mine, place, rubrics=real_judge_study.RUBRIC,
+            into=real_judge_study.folder_of(form), prepare=prepare,
+        )  # fmt: skip
     found = real_judge_figures.measured(place)
     different = list(differences(values, real_judge_figures.values(place), "answers"))
     different += sorted(differences(without_cost(stored["figures"]), without_cost(found)))

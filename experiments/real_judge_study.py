@@ -6,6 +6,7 @@
     STUDY/t_judge/groups/     the same answers graded by T-Judge, with the same references
     STUDY/scripted/groups/    the same answers judged by the scripted teacher, which has the worked solutions
     STUDY/forms/NAME/groups/  the same answers and rubrics, verified in another form
+    STUDY/given/groups/       the judge's verdicts on the rubrics of the scripted teacher
     STUDY/whitebox.jsonl      log-prob and overlap of the judge's own weights
 
 Each is a directory that `ropd view`, `ropd rubrics` and `ropd_jax.workdir.groups.read_groups` can read. A problem that
@@ -30,6 +31,7 @@ from ml_collections import ConfigDict
 from ropd_jax import configs, load_student, sample
 from ropd_jax.analysis.teacher_signals import score_run
 from ropd_jax.calibration.forms import read_forms, with_form
+from ropd_jax.data.grader import grade
 from ropd_jax.data.reading import read_source
 from ropd_jax.evaluation.benchmarks import Loaded, load_benchmark
 from ropd_jax.methods import Method, load_method
@@ -52,7 +54,7 @@ TOP_K = 24  # of the overlap, as in the paper
 NOWHERE = "http://127.0.0.1:1/v1"  # an address that is never opened
 WHITEBOX_ROWS = 8  # answers in one batch; their logits over 150,000 words take 80 MB for each row
 ARMS = RUBRIC, T_JUDGE, SCRIPTED = "rubric", "t_judge", "scripted"
-FORMS = "forms"
+FORMS, GIVEN = "forms", "given"
 TAPE = "tape.sqlite"  # in the directory above the study's
 ROLLOUTS, WHITEBOX = "rollouts.jsonl", "whitebox.jsonl"
 
@@ -274,22 +276,25 @@ def judge_all(
 
 def verify_all(
     setting: Setting,
-    form: str,
     groups: Sequence[RolloutGroup],
     place: pathlib.Path,
     *,
+    rubrics: str,
+    into: str,
     address: str = "",
     lanes: int = 1,
     prepare: Prepare = _as_it_is,
     done: Done = _silent,
 ) -> None:
-    """Verifies judged groups again in another form, with their stored references and rubrics.
+    """Verifies judged groups again, with stored references and rubrics, in the form of the setting.
 
     Args:
         groups: have a rubric, see `has_rubric`. The other arguments are those of `judge_all`.
+        rubrics: the arm whose references and rubrics are used.
+        into: the folder of the results (`folder_of`, or GIVEN).
     """
-    cfg = judge_config(dataclasses.replace(setting, form=form), address, place.parent / TAPE)
-    method, judgements = load_method("ropd", cfg), {s: g.judgement for s, g in groups_in(place / RUBRIC).items()}
+    cfg = judge_config(setting, address, place.parent / TAPE)
+    method, judgements = load_method("ropd", cfg), {s: g.judgement for s, g in groups_in(place / rubrics).items()}
 
     def lane() -> Lane:
         teacher = build_teacher(cfg.teacher, seed=cfg.seed, needs=("verify",))
@@ -306,19 +311,24 @@ def verify_all(
                 )  # fmt: skip
             return dataclasses.replace(judgement, calls=calls())
 
-        return teacher, {place / FORMS / folder_of(form): (method, again)}
+        return teacher, {place / into: (method, again)}
 
     ask_all([lane() for _ in range(lanes)], groups, done)
 
 
-def has_rubric(place: pathlib.Path) -> set[int]:
+def has_rubric(place: pathlib.Path, arm: str = RUBRIC) -> set[int]:
     """The problems of a study whose rubric could be used."""
-    return {step for step, g in groups_in(place / RUBRIC).items() if g.judgement.rubric is not None}
+    return {step for step, g in groups_in(place / arm).items() if g.judgement.rubric is not None}
+
+
+def is_mixed(group: RolloutGroup) -> bool:
+    """Whether a problem has right and wrong answers."""
+    return {True, False} <= {grade(group.prompt, r.answer) for r in group.rollouts}
 
 
 def folder_of(form: str) -> str:
-    """The folder of a form: ``keyed/1`` -> ``keyed-1``."""
-    return form.replace("/", "-")
+    """The folder of a form within the study: ``keyed/1`` -> ``forms/keyed-1``."""
+    return f"{FORMS}/{form.replace('/', '-')}"
 
 
 def form_named(folder: str) -> str:

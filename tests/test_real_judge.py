@@ -37,8 +37,8 @@ TOKENS = (30, 10, 5, 20)  # of the four answers to each problem: two right ones,
 class Counting(ScriptedClient):
     """The scripted teacher; keeps the requests, of which a slow machine can repeat some."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **faults):
+        super().__init__(**faults)
         self.requests = set()
 
     async def begin(self, request):
@@ -99,9 +99,10 @@ class World:
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """A finished study of three problems with two forms, exported."""
+    """A finished study of three problems with two forms and the scripted rubrics, exported."""
     world = World(tmp_path_factory.mktemp("judged"))
-    world.asked = world.judge("study", "formats", "export")
+    world.asked = world.judge("study", "formats")
+    world.judge("given", "export")
     return world
 
 
@@ -169,6 +170,25 @@ def test_a_judge_that_gives_no_rubric_leaves_its_answers_unscored(tmp_path):
     assert found["signals"]["rubric"]["answers"] == 0
     assert found["signals"]["rubric"]["auc_in_group"]["value"] is None
     assert found["signals"]["t_judge"]["answers"] == 8
+
+
+def test_the_scripted_rubrics_are_verified_without_the_judges_own(tmp_path, capsys):
+    world = World(tmp_path)
+    rows = (world.out / "study" / study.ROLLOUTS).read_text().splitlines()
+    rows[1] = json.dumps({"id": "sum-12", "answers": json.loads(rows[1])["answers"][:1] * 4})  # four equal answers
+    (world.out / "study" / study.ROLLOUTS).write_text("".join(row + "\n" for row in rows))
+    client = Counting(fault=lambda request, attempt: "broken_json" if asks_for_a_rubric(request) else None)
+    with serving(client) as address:
+        world.run("study", address=f"{address}/v1")
+        before = len(client.requests)
+        world.run("given", "export", address=f"{address}/v1")
+    assert len(client.requests) - before == 2 * 5  # problems with right and wrong answers: 4 answers, a reference
+    assert "scripted rubrics: 0 of 2 problems are verified" in capsys.readouterr().out
+    signals = figures(world)["signals"]
+    assert signals["rubric"]["answers"] == 0
+    assert signals["given"]["answers"] == 8 and signals["given"]["auc_in_group"]["value"] == 1.0
+    world.run("replay", out=tmp_path / "again")
+    assert "the replay gives the stored figures" in capsys.readouterr().out
 
 
 def asks_for_a_rubric(request):
