@@ -17,8 +17,8 @@ STAGES is one or more of these, run in this order (default: all but `restore` an
     study       GSM8K x 8 answers of a student: rubric rewards and T-Judge grades         -> OUT/study
     whitebox    log-prob and top-24 overlap of the judge's own weights on these answers   -> OUT/study
     formats     the same answers, verified in other request forms                         -> OUT/study/forms
-    given       the same answers, verified with the scripted teacher's rubrics: the judge's verdicts without its
-                criteria; only problems with right and wrong answers                      -> OUT/study/given
+    given       the same answers, verified with the scripted teacher's rubrics, which name the right values;
+                only problems with right and wrong answers                                -> OUT/study/given
     export      the results as small files                                                -> --results
     replay      the study repeated from --results, without a model; needs --data          -> OUT/replay
 
@@ -174,29 +174,30 @@ class Lab:
 
     def formats(self) -> None:
         groups = study.stored_groups(self.study, self.prompts())[: self.args.formats_groups]
-        able = study.has_rubric(self.study)
-        groups = [g for g in groups if study.is_judged(self.study, g.step) and g.step in able]
-        for form in self.args.forms.split(","):
-            setting = dataclasses.replace(self.setting, form=form)
-            self.verify(f"form {form}", setting, groups, study.RUBRIC, study.folder_of(form))
-        self.show()
+        self.verify(self.args.forms, groups, study.FORMS)
 
     def given(self) -> None:
-        able = study.has_rubric(self.study, study.SCRIPTED)
-        groups = study.stored_groups(self.study, self.prompts())
-        groups = [g for g in groups if study.is_judged(self.study, g.step) and g.step in able and study.is_mixed(g)]
-        self.verify("scripted rubrics", self.setting, groups, study.SCRIPTED, study.GIVEN)
-        self.show()
+        groups = [g for g in study.stored_groups(self.study, self.prompts()) if study.is_mixed(g)]
+        self.verify(self.args.given_forms, groups, study.GIVEN)
 
-    def verify(self, name: str, setting: study.Setting, groups: list[RolloutGroup], rubrics: str, into: str) -> None:
-        """Verifies the groups that the folder ``into`` lacks."""
-        left = [g for g in groups if not study.stored(self.study / into, g.step)]
-        report(f"{name}: {len(groups) - len(left)} of {len(groups)} problems are verified")
-        if left:
-            study.verify_all(
-                setting, left, self.study, rubrics=rubrics, into=into, address=self.address(), lanes=self.args.lanes,
-                done=Progress(len(left), lambda: name).done,
-            )  # fmt: skip
+    def verify(self, forms: str, groups: list[RolloutGroup], folder: str) -> None:
+        """Verifies the judged groups that have a rubric, in each form."""
+        arm = study.RUBRICS[folder]
+        able = study.has_rubric(self.study, arm)
+        groups = [g for g in groups if study.is_judged(self.study, g.step) and g.step in able]
+        for form in forms.split(","):
+            place = self.study / folder / study.folder_of(form)
+            left = [g for g in groups if not study.stored(place, g.step)]
+            name = f"form {form}, rubrics of the arm {arm}"
+            report(f"{name}: {len(groups) - len(left)} of {len(groups)} problems are verified")
+            if left:
+                setting = dataclasses.replace(self.setting, form=form)
+                progress = Progress(len(left), lambda name=name: name)
+                study.verify_all(
+                    setting, left, self.study, folder=folder, address=self.address(), lanes=self.args.lanes,
+                    done=progress.done,
+                )  # fmt: skip
+        self.show()
 
     def export(self) -> None:
         found = self.prompts_found()
@@ -349,6 +350,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--template", default=study.TEMPLATE, help="the student's message, with {question}")
     parser.add_argument("--form", default="keyed/1", help="of the verdicts, as of ropd calibrate-judge --forms")
     parser.add_argument("--forms", default="lists,keyed,keyed_reason,keyed/1", help="formats: the forms to compare")
+    parser.add_argument("--given_forms", default="keyed/1", help="given: the forms to compare")
     parser.add_argument(
         "--formats_groups", type=int, default=12, metavar="N", help="formats: problems, from the first on"
     )

@@ -1,6 +1,6 @@
 """The results of real_judge.py: figures with intervals, two tables, one picture.
 
-    measured(study)  ->  {"problems", "answers", "accuracy", "unscored", "signals", "forms"}
+    measured(study)  ->  {"problems", "answers", "accuracy", "unscored", "signals", "forms", "given"}
 
 Every interval is a bootstrap over problems, because the answers to one problem are not independent. A figure from
 fewer than five problems has no interval, because a bootstrap of so few is not reliable.
@@ -11,6 +11,7 @@ fewer than five problems has no interval, because a bootstrap of so few is not r
     bad_update      share of the answers off their group's mean that are pushed in the wrong direction
     kappa_result    Cohen's kappa of the verdicts on final results and the exact grade of the answer
     kappa_study     the same with the verdicts of the study's own form, on all criteria
+    true            share of the verdicts that are true
 """
 
 from __future__ import annotations
@@ -42,7 +43,14 @@ LABELS = {  # signal -> label
     "topk_mass": "student's mass on the overlap",
     "shortness": "shortness (tokens)",
     "scripted": "rubric reward, scripted teacher",
-    study.GIVEN: "rubric reward, scripted rubrics",
+}
+WRITERS = {study.FORMS: "the judge's", study.GIVEN: "the scripted teacher's"}
+COLUMNS = {  # of the table of forms: figure -> how it is written
+    "auc_in_group": "{:.2f}",
+    "bad_update": "{:.0%}",
+    "kappa_result": "{:.2f}",
+    "kappa_study": "{:.2f}",
+    "true": "{:.0%}",
 }
 DIGITS = 6  # of a signal's value in the results
 LEAST = 5  # problems that an interval needs
@@ -59,7 +67,7 @@ def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
     """
     groups = study.judged(place)
     if not groups:
-        return {"problems": 0, "forms": {}}
+        return {"problems": 0} | {folder: {} for folder in study.RUBRICS}
     r = rollouts_of(list(groups.values()), scores_of(place, groups))
     boot = Bootstrap(len(groups), draws=draws)
     known_A = np.array([right is not None for right in r.right])
@@ -70,13 +78,14 @@ def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
         "answers": len(r.right),
         "accuracy": enough(boot.ratio(right_Q, counted_Q, share=True), counted_Q),
         "mixed_groups": int(((right_Q > 0) & (right_Q < counted_Q)).sum()),
+        "true": true_share(groups, boot),
         "unscored": {
             name: dict(Counter(c for step in groups for c in found[step].judgement.causes if c is not None))
             for name in (study.RUBRIC, study.T_JUDGE)
             if (found := study.groups_in(place / name))
         },
         "signals": {name: signal(r, name, boot) for name in LABELS if name in r.signals},
-        "forms": forms(place, groups, draws),
+        **{folder: forms(place, groups, draws, folder) for folder in study.RUBRICS},
     }
 
 
@@ -100,7 +109,7 @@ def scores_of(place: pathlib.Path, groups: Groups) -> dict[Key, dict[str, float]
     file = place / study.WHITEBOX
     scores = read_scores(file) if file.exists() else {}
     scores = {key: values for key, values in scores.items() if key[0] in groups}
-    for name in (study.T_JUDGE, study.SCRIPTED, study.GIVEN):
+    for name in (study.T_JUDGE, study.SCRIPTED):
         for key, reward in rewards_of(study.groups_in(place / name)).items():
             if key[0] in groups:
                 scores.setdefault(key, {})[name] = reward
@@ -202,9 +211,13 @@ def updates(
 # ------------------------------------------------------------------------------------------------------------ forms
 
 
-def forms(place: pathlib.Path, groups: Groups, draws: int) -> dict[str, Any]:
-    """The figures of each form over the problems that all forms have; {} if there is no other form."""
-    folders = {p.name: study.groups_in(p) for p in sorted((place / study.FORMS).glob("*")) if p.is_dir()}
+def forms(place: pathlib.Path, groups: Groups, draws: int, folder: str) -> dict[str, Any]:
+    """The figures of each form over the problems that all forms have; {} if there is no form.
+
+    Args:
+        folder: FORMS or GIVEN. Only the first has the study's own rubrics, and thus verdicts to compare.
+    """
+    folders = {p.name: study.groups_in(p) for p in sorted((place / folder).glob("*")) if p.is_dir()}
     folders = {name: found for name, found in folders.items() if found}
     if not folders:
         return {}
@@ -222,7 +235,8 @@ def forms(place: pathlib.Path, groups: Groups, draws: int) -> dict[str, Any]:
             **{key: one[key] for key in ("answers", "auc", "auc_in_group", "bad_update") if key in one},
             "unscored": sum(c is not None for g in mine.values() for c in g.judgement.causes),
             "kappa_result": verdict_kappa(result_verdicts(mine), boot),
-            "kappa_study": verdict_kappa(both_verdicts(base, mine), boot),
+            **({"kappa_study": verdict_kappa(both_verdicts(base, mine), boot)} if folder == study.FORMS else {}),
+            "true": true_share(mine, boot),
             "cost": cost(place.parent / study.TAPE, mine),
         }
     return found
@@ -242,6 +256,15 @@ def result_verdicts(groups: Groups) -> list[Verdict]:
             if passed is not None and right is not None:
                 rows += [(place, right, passed[k]) for k in wanted]
     return rows
+
+
+def true_share(groups: Groups, boot: Bootstrap) -> dict[str, Any]:
+    """The share of the verdicts that are true."""
+    said = [[ok for row in g.judgement.passed if row is not None for ok in row] for g in groups.values()]
+    true_Q, all_Q = np.array([sum(row) for row in said], float), np.array([len(row) for row in said], float)
+    if not all_Q.sum():
+        return UNKNOWN | {"problems": 0}
+    return enough(boot.ratio(true_Q, all_Q, share=True), all_Q)
 
 
 def both_verdicts(base: Groups, groups: Groups) -> list[Verdict]:
@@ -293,7 +316,8 @@ def shown(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['problems']} problems, {found['answers']} answers, {text_of(found['accuracy'], '{:.1%}')} right; "
         f"{found['mixed_groups']} problems have right and wrong answers. Brackets: 95 % over problems; "
-        f"figures of fewer than {LEAST} problems have none.",
+        f"figures of fewer than {LEAST} problems have none. Of the judge's verdicts on its own rubrics "
+        f"{text_of(found['true'], '{:.1%}')} are true.",
         "",
         *_head(heads),
     ]
@@ -304,16 +328,18 @@ def shown(found: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     causes = "; ".join(f"{name}: {causes or 'none'}" for name, causes in found["unscored"].items())
     lines += ["", f"Unscored answers by cause: {causes}."]
-    if not found["forms"]:
+    rows = [(folder, name, one) for folder in study.RUBRICS for name, one in found[folder].items()]
+    if not rows:
         return "\n".join(lines)
-    heads = ("form", "problems", "answers", "AUC in a group", "bad updates", "kappa with the grade",
-             "kappa with the study", "unscored", "calls", "tokens in", "of them cached", "tokens out", "s")  # fmt: skip
+    heads = ("form", "rubrics", "problems", "answers", "AUC in a group", "bad updates", "kappa with the grade",
+             "kappa with the study", "true", "unscored", "calls", "tokens in", "of them cached", "tokens out",
+             "s")  # fmt: skip
     lines += ["", *_head(heads)]
-    for name, one in found["forms"].items():
+    for folder, name, one in rows:
         price = one["cost"] or {}
         spent = (price.get(k) for k in ("calls", "input_tokens", "cached_tokens", "output_tokens", "seconds"))
-        cells = (study.form_named(name), str(one["problems"]), str(one.get("answers", 0)), text_of(one["auc_in_group"]),
-                 text_of(one["bad_update"], "{:.0%}"), text_of(one["kappa_result"]), text_of(one["kappa_study"]),
+        cells = (study.form_named(name), WRITERS[folder], str(one["problems"]), str(one.get("answers", 0)),
+                 *(text_of(one[key], form) if key in one else "" for key, form in COLUMNS.items()),
                  str(one["unscored"]), *("unknown" if x is None else f"{x:,.0f}" for x in spent))  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Calls, tokens and seconds: the verifier's for one group."]
@@ -336,8 +362,9 @@ def draw(found: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:
     """In-group AUC and bad updates of each signal and form with their intervals."""
     rows = [(LABELS[name], one) for name, one in found["signals"].items()]
     rows += [
-        (f"rubric reward, form {study.form_named(name)}", one)
-        for name, one in found["forms"].items()
+        (f"{WRITERS[folder]} rubrics, form {study.form_named(name)}", one)
+        for folder in study.RUBRICS
+        for name, one in found[folder].items()
         if "auc_in_group" in one
     ]
     figure = Figure(figsize=(10, 1.2 + 0.36 * len(rows)), layout="constrained")

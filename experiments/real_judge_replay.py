@@ -148,16 +148,11 @@ def replay(results: pathlib.Path, data: str, place: pathlib.Path) -> dict[str, A
         teacher.client = recorded
 
     real_judge_study.judge_all(setting, groups, place, data, prepare=prepare)
-    scripted, given = real_judge_study.SCRIPTED, real_judge_study.GIVEN
-    mine = [g for g in groups if any(s.get(given) is not None for s in values[g.step])]
-    real_judge_study.verify_all(setting, mine, place, rubrics=scripted, into=given, prepare=prepare)
-    for name, one in stored["figures"]["forms"].items():
-        form = real_judge_study.form_named(name)
-        mine = [g for g in groups if g.step in one["judged"]]
-        real_judge_study.verify_all(
-            dataclasses.replace(setting, form=form), mine, place, rubrics=real_judge_study.RUBRIC,
-            into=real_judge_study.folder_of(form), prepare=prepare,
-        )  # fmt: skip
+    for folder in real_judge_study.RUBRICS:
+        for name, one in stored["figures"][folder].items():
+            form = dataclasses.replace(setting, form=real_judge_study.form_named(name))
+            mine = [g for g in groups if g.step in one["judged"]]
+            real_judge_study.verify_all(form, mine, place, folder=folder, prepare=prepare)
     found = real_judge_figures.measured(place)
     different = list(differences(values, real_judge_figures.values(place), "answers"))
     different += sorted(differences(without_cost(stored["figures"]), without_cost(found)))

@@ -6,7 +6,7 @@
     STUDY/t_judge/groups/     the same answers graded by T-Judge, with the same references
     STUDY/scripted/groups/    the same answers judged by the scripted teacher, which has the worked solutions
     STUDY/forms/NAME/groups/  the same answers and rubrics, verified in another form
-    STUDY/given/groups/       the judge's verdicts on the rubrics of the scripted teacher
+    STUDY/given/NAME/groups/  the same answers, verified with the rubrics of the scripted teacher
     STUDY/whitebox.jsonl      log-prob and overlap of the judge's own weights
 
 Each is a directory that `ropd view`, `ropd rubrics` and `ropd_jax.workdir.groups.read_groups` can read. A problem that
@@ -55,6 +55,7 @@ NOWHERE = "http://127.0.0.1:1/v1"  # an address that is never opened
 WHITEBOX_ROWS = 8  # answers in one batch; their logits over 150,000 words take 80 MB for each row
 ARMS = RUBRIC, T_JUDGE, SCRIPTED = "rubric", "t_judge", "scripted"
 FORMS, GIVEN = "forms", "given"
+RUBRICS = {FORMS: RUBRIC, GIVEN: SCRIPTED}  # verdicts once more -> whose references and rubrics they use
 TAPE = "tape.sqlite"  # in the directory above the study's
 ROLLOUTS, WHITEBOX = "rollouts.jsonl", "whitebox.jsonl"
 
@@ -279,8 +280,7 @@ def verify_all(
     groups: Sequence[RolloutGroup],
     place: pathlib.Path,
     *,
-    rubrics: str,
-    into: str,
+    folder: str,
     address: str = "",
     lanes: int = 1,
     prepare: Prepare = _as_it_is,
@@ -290,11 +290,10 @@ def verify_all(
 
     Args:
         groups: have a rubric, see `has_rubric`. The other arguments are those of `judge_all`.
-        rubrics: the arm whose references and rubrics are used.
-        into: the folder of the results (`folder_of`, or GIVEN).
+        folder: FORMS or GIVEN; says whose references and rubrics are used (RUBRICS), and where the verdicts go.
     """
-    cfg = judge_config(setting, address, place.parent / TAPE)
-    method, judgements = load_method("ropd", cfg), {s: g.judgement for s, g in groups_in(place / rubrics).items()}
+    cfg, arm = judge_config(setting, address, place.parent / TAPE), place / RUBRICS[folder]
+    method, judgements = load_method("ropd", cfg), {s: g.judgement for s, g in groups_in(arm).items()}
 
     def lane() -> Lane:
         teacher = build_teacher(cfg.teacher, seed=cfg.seed, needs=("verify",))
@@ -311,7 +310,7 @@ def verify_all(
                 )  # fmt: skip
             return dataclasses.replace(judgement, calls=calls())
 
-        return teacher, {place / into: (method, again)}
+        return teacher, {place / folder / folder_of(setting.form): (method, again)}
 
     ask_all([lane() for _ in range(lanes)], groups, done)
 
@@ -327,8 +326,8 @@ def is_mixed(group: RolloutGroup) -> bool:
 
 
 def folder_of(form: str) -> str:
-    """The folder of a form within the study: ``keyed/1`` -> ``forms/keyed-1``."""
-    return f"{FORMS}/{form.replace('/', '-')}"
+    """The folder of a form: ``keyed/1`` -> ``keyed-1``."""
+    return form.replace("/", "-")
 
 
 def form_named(folder: str) -> str:

@@ -183,10 +183,16 @@ def test_the_scripted_rubrics_are_verified_without_the_judges_own(tmp_path, caps
         before = len(client.requests)
         world.run("given", "export", address=f"{address}/v1")
     assert len(client.requests) - before == 2 * 5  # problems with right and wrong answers: 4 answers, a reference
-    assert "scripted rubrics: 0 of 2 problems are verified" in capsys.readouterr().out
-    signals = figures(world)["signals"]
-    assert signals["rubric"]["answers"] == 0
-    assert signals["given"]["answers"] == 8 and signals["given"]["auc_in_group"]["value"] == 1.0
+    assert "form keyed/1, rubrics of the arm scripted: 0 of 2 problems are verified" in capsys.readouterr().out
+    found = figures(world)
+    assert found["signals"]["rubric"]["answers"] == 0 and found["true"]["value"] is None
+    given = found["given"]["keyed-1"]
+    assert given["judged"] == [0, 2] and given["answers"] == 8
+    assert given["auc_in_group"]["value"] == 1.0 and given["kappa_result"]["value"] == 1.0
+    passed = [
+        row for g in study.groups_in(world.out / "study" / "given" / "keyed-1").values() for row in g.judgement.passed
+    ]
+    assert given["true"]["value"] == np.mean(passed) and 0 < np.mean(passed) < 1
     world.run("replay", out=tmp_path / "again")
     assert "the replay gives the stored figures" in capsys.readouterr().out
 
@@ -205,6 +211,7 @@ def test_forms_are_compared_on_the_same_rubrics_and_answers(judged):
         assert one["problems"] == 3 and one["answers"] == 12 and one["unscored"] == 0
         assert one["auc_in_group"]["value"] == 1.0
         assert one["kappa_result"]["value"] == 1.0 and one["kappa_study"]["value"] == 1.0
+        assert one["true"]["value"] == figures(judged)["true"]["value"] < 1
 
 
 def test_a_form_that_errs_has_a_lower_kappa(judged, tmp_path):
