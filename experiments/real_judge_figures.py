@@ -212,7 +212,7 @@ def updates(
 
 
 def forms(place: pathlib.Path, groups: Groups, draws: int, folder: str) -> dict[str, Any]:
-    """The figures of each form over the problems that all forms have; {} if there is no form.
+    """The figures of each form, over the problems that were verified in every form; {} without forms.
 
     Args:
         folder: FORMS or GIVEN. Only the first has the study's own rubrics, and thus verdicts to compare.

@@ -315,8 +315,8 @@ def verify_all(
     ask_all([lane() for _ in range(lanes)], groups, done)
 
 
-def has_rubric(place: pathlib.Path, arm: str = RUBRIC) -> set[int]:
-    """The problems of a study whose rubric could be used."""
+def has_rubric(place: pathlib.Path, arm: str) -> set[int]:
+    """The problems of a study for which the arm has a rubric that could be used."""
     return {step for step, g in groups_in(place / arm).items() if g.judgement.rubric is not None}
 
 
